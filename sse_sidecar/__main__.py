@@ -1,0 +1,5 @@
+"""`python -m sse_sidecar`."""
+
+from sse_sidecar.cli import main
+
+main()

@@ -1,0 +1,407 @@
+"""Settings and routes: one frozen tree, from a TOML file, the environment and the command line.
+
+A setting is written once, as a field below: its name is the key of the file, `SSE_SIDECAR_<NAME>` of the environment
+and, where `flag` says so, `--<name>` of the command line. A value that cannot be used is a ConfigError that names the
+key, the value and what was expected; nothing is opened before all of them are good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from sse_sidecar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+ENV_PREFIX = "SSE_SIDECAR_"
+
+# What Kubernetes puts into every pod beside a Service called `sse-sidecar`; none of it is meant for us.
+_SERVICE_LINK = re.compile(r"(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT|PORT_\d+_.*)")
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Upstream(NamedTuple):
+    """Where the service is: a host and port with or without TLS, or the path of a Unix socket."""
+
+    host: str
+    port: int
+    tls: bool = False
+    socket: str = ""
+
+    @property
+    def authority(self) -> str:
+        """What its own `Host` header says."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+# Values, as any of the three sources gives them. Each raises ValueError with what was expected.
+
+
+def upstream_url(value: Any) -> Upstream:
+    expected = "http://HOST[:PORT], https://HOST[:PORT] or unix:///PATH"
+    try:
+        parts = urlsplit(str(value))
+        port = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    if parts.scheme == "unix" and parts.path and not parts.netloc:
+        return Upstream("localhost", 80, socket=parts.path)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(expected)
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(expected + ", without a path: a request's own path is used")
+    tls = parts.scheme == "https"
+    return Upstream(parts.hostname, port or (443 if tls else 80), tls)
+
+
+def listen_address(value: Any) -> Address:
+    host, colon, port = str(value).rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("HOST:PORT, as in 127.0.0.1:8080 or [::]:8080")
+    return Address(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 - ":8080" asks for it
+
+
+def optional_address(value: Any) -> Address | None:
+    return None if value == "" else listen_address(value)
+
+
+def _number(value: Any, expected: str) -> float:
+    if isinstance(value, bool):
+        raise ValueError(expected)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(expected) from None
+    if not 0 <= number < float("inf"):
+        raise ValueError(expected)
+    return number
+
+
+def seconds(value: Any) -> float:
+    return _number(value, "a number of seconds, 0 or more")
+
+
+def positive_seconds(value: Any) -> float:
+    number = _number(value, "a number of seconds above 0")
+    if not number:
+        raise ValueError("a number of seconds above 0")
+    return number
+
+
+def count(value: Any) -> int:
+    number = _number(value, "a whole number of 1 or more")
+    if number < 1 or number != int(number):
+        raise ValueError("a whole number of 1 or more")
+    return int(number)
+
+
+def count_or_none(value: Any) -> int:
+    number = _number(value, "a whole number of 0 or more")
+    if number != int(number):
+        raise ValueError("a whole number of 0 or more")
+    return int(number)
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
+
+
+def size(value: Any) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", "" if isinstance(value, bool) else str(value))
+    if match is None or match[2].lower() not in _UNITS or not float(match[1]):
+        raise ValueError("a size above 0, as in 512MiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError("one of " + ", ".join(choices))
+        return str(value)
+
+    return parse
+
+
+def boolean(value: Any) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in known:
+        raise ValueError("true or false")
+    return known[str(value).lower()]
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """A list, or its members separated by commas where the source has no lists."""
+    members = value.split(",") if isinstance(value, str) else value
+    if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
+        raise ValueError("a list of names")
+    return tuple(member.strip() for member in members if member.strip())
+
+
+def header_names(value: Any) -> tuple[str, ...]:
+    members = tuple(member.lower() for member in names(value))
+    if not all(re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", member) for member in members):
+        raise ValueError("a list of header names")
+    return members
+
+
+def host_choice(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._\-\[\]:]+", value):
+        raise ValueError("auto, client, upstream, or a host name")
+    return value
+
+
+def setting(default: Any, parse: Any, help_text: str, *, flag: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help_text, "flag": flag})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """What a route may set for itself."""
+
+    upstream: Upstream | None = setting(
+        None, upstream_url, "The service: http://, https:// or unix:///path.sock.", flag=True
+    )
+    heartbeat: float = setting(
+        10.0,
+        positive_seconds,
+        "Seconds of silence toward a reader before it is sent a comment.",
+        flag=True,
+    )
+    stall_timeout: float = setting(
+        30.0,
+        positive_seconds,
+        "Seconds without a byte from the upstream before it counts as stalled.",
+        flag=True,
+    )
+    linger: float = setting(30.0, seconds, "Seconds a GET upstream is kept when its last reader has left.", flag=True)
+    history_ttl: float = setting(
+        3600.0,
+        positive_seconds,
+        "Seconds that events are kept, and a stream after its last activity.",
+        flag=True,
+    )
+    max_stream_events: int = setting(100_000, count, "Events held of one stream.")
+    max_stream_bytes: int = setting(64 << 20, size, "Bytes held of one stream.")
+    max_event_bytes: int = setting(16 << 20, size, "Bytes of one event; a larger one breaks its stream.")
+    connect_timeout: float = setting(10.0, positive_seconds, "Seconds to connect to the upstream.")
+    response_timeout: float = setting(300.0, positive_seconds, "Seconds to the upstream's status line.")
+    finish_timeout: float = setting(
+        600.0, positive_seconds, "Seconds that an upstream is read to its end without a reader."
+    )
+    slow_reader_timeout: float = setting(
+        10.0, positive_seconds, "Seconds that a full history waits for a reader that lags in it."
+    )
+    on_disconnect: str = setting(
+        "auto",
+        one_of("auto", "linger", "finish", "cancel"),
+        "What happens to the upstream when the last reader leaves; auto: linger for GET, finish for the rest.",
+    )
+    dialect: str = setting(
+        "auto",
+        one_of("auto", "block", "line"),
+        "How heartbeats and comments are ended; auto: by the client's class.",
+    )
+    bind: tuple[str, ...] = setting(
+        ("authorization", "x-api-key", "api-key", "x-goog-api-key", "mcp-session-id"),
+        header_names,
+        "Headers whose values a resume must bear as the first request did.",
+    )
+    bind_cookies: tuple[str, ...] = setting((), names, "Cookies, by name, that a resume must bear likewise.")
+    volatile_query: tuple[str, ...] = setting(
+        (), names, "Query parameters that may differ between a request and its resume."
+    )
+    host_header: str = setting(
+        "auto",
+        host_choice,
+        "The Host header the upstream gets: client, upstream, or a name; auto: the client's over http, its own over https.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Which requests, and what holds for them. `name` is its label in metrics and logs."""
+
+    name: str
+    settings: StreamSettings
+    host: str = "*"
+    path: str = "*"
+    methods: tuple[str, ...] = ()
+
+    def matches(self, host: str, path: str, method: str) -> bool:
+        return (
+            (not self.methods or method in self.methods)
+            and fnmatch.fnmatchcase(path, _literal_but_stars(self.path))
+            and fnmatch.fnmatchcase(host, _literal_but_stars(self.host.lower()))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(StreamSettings):
+    """Everything. The stream settings here are the defaults of the routes."""
+
+    listen: Address = setting(Address("127.0.0.1", 8080), listen_address, "Where clients connect.", flag=True)
+    admin_listen: Address | None = setting(
+        Address("127.0.0.1", 9464),
+        optional_address,
+        'Where health and metrics are served; "" for nowhere.',
+        flag=True,
+    )
+    max_memory: int = setting(512 << 20, size, "Bytes held of all streams together.", flag=True)
+    store: str = setting("memory", one_of("memory"), "Where streams are held.", flag=True)
+    max_streams: int = setting(10_000, count, "Streams with an upstream or a reader.")
+    max_readers: int = setting(20_000, count, "Clients connected to streams.")
+    drain_delay: float = setting(0.0, seconds, "Seconds between a failing /readyz and the drain; 5 in Kubernetes.")
+    drain_timeout: float = setting(10.0, positive_seconds, "Seconds that streams may run on after SIGTERM.")
+    trust_forwarded: bool = setting(
+        False, boolean, "Whether the client's own Forwarded and X-Forwarded-* headers are kept."
+    )
+    log_format: str = setting("text", one_of("text", "json"), "Log lines for people or for machines.", flag=True)
+    log_level: str = setting(
+        "info",
+        one_of("debug", "info", "warning", "error"),
+        "The least severe log line that is written.",
+        flag=True,
+    )
+    routes: tuple[Route, ...] = ()
+
+    def route(self, host: str, path: str, method: str) -> Route:
+        """The first route that matches; there is always one, as the last matches everything."""
+        return next(route for route in self.routes if route.matches(host, path, method))
+
+
+def declared(kind: type[StreamSettings] = Settings) -> list[dataclasses.Field[Any]]:
+    """The settings that a source may give."""
+    return [item for item in dataclasses.fields(kind) if "parse" in item.metadata]
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: str | Path | None = None,
+) -> Settings:
+    """The settings, flags before environment before file. Raises ConfigError."""
+    environ = environ or {}
+    file = file or environ.get(ENV_PREFIX + "CONFIG")
+    table = _read_file(file) if file else {}
+    tables = table.pop("route", [])
+    sources = _parsed(table, Settings) | _parsed(_from_environ(environ), Settings, label=_env_name)
+    flags = {key: value for key, value in (flags or {}).items() if value is not None}
+    values = sources | _parsed(flags, Settings, label=lambda key: "--" + key.replace("_", "-"))
+    settings = Settings(**values)
+    settings = dataclasses.replace(settings, routes=_routes(settings, tables))
+    _check(settings)
+    return settings
+
+
+def _read_file(file: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config", str(file), f"a file that can be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError("config", str(file), f"a TOML file ({error})") from None
+
+
+def _env_name(key: str) -> str:
+    return ENV_PREFIX + key.upper()
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for name, value in environ.items():
+        key = name.removeprefix(ENV_PREFIX)
+        if key != name and key != "CONFIG" and not _SERVICE_LINK.fullmatch(key):
+            found[key.lower()] = value
+    return found
+
+
+def _parsed(table: Mapping[str, Any], kind: type[StreamSettings], label: Callable[[str], str] = str) -> dict[str, Any]:
+    parsers = {item.name: item.metadata["parse"] for item in declared(kind)}
+    values = {}
+    for key, value in table.items():
+        if key not in parsers:
+            raise ConfigError(label(key), value, f"a setting that exists{_nearest(key, parsers)}")
+        try:
+            values[key] = parsers[key](value)
+        except ValueError as error:
+            raise ConfigError(label(key), value, str(error)) from None
+    return values
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    import difflib  # noqa: PLC0415 - only a mistake needs it
+
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _routes(settings: Settings, tables: Any) -> tuple[Route, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError("route", tables, "tables written as [[route]]")
+    base = {item.name: getattr(settings, item.name) for item in declared(StreamSettings)}
+    routes = [_route(table, f"route[{index}]", base) for index, table in enumerate(tables)]
+    return (*routes, Route(name="default", settings=StreamSettings(**base)))
+
+
+def _route(table: dict[str, Any], where: str, base: dict[str, Any]) -> Route:
+    rest = dict(table)
+    host, path, methods = rest.pop("host", "*"), rest.pop("path", "*"), rest.pop("methods", [])
+    name = rest.pop("name", path)
+    for key, value in (("host", host), ("path", path), ("name", name)):
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{where}.{key}", value, "a text that is not empty")
+    try:
+        verbs = tuple(verb.upper() for verb in names(methods))
+    except ValueError as error:
+        raise ConfigError(f"{where}.methods", methods, str(error)) from None
+    own = _parsed(rest, StreamSettings, label=lambda key: f"{where}.{key}")
+    return Route(name=name, settings=StreamSettings(**base | own), host=host, path=path, methods=verbs)
+
+
+def _literal_but_stars(pattern: str) -> str:
+    """`fnmatch` without its ? and [], which paths contain as they are."""
+    return pattern.replace("[", "[[]").replace("?", "[?]")
+
+
+def _check(settings: Settings) -> None:
+    """Contradictions: values that are good alone and not together."""
+    for route in settings.routes:
+        own, where = route.settings, "" if route.name == "default" else f"[route {route.name}] "
+        if own.upstream is None:
+            raise ConfigError(
+                f"{where}upstream",
+                None,
+                "the URL of the service, as in --upstream http://127.0.0.1:8000",
+            )
+        if own.max_event_bytes > own.max_stream_bytes:
+            raise ConfigError(f"{where}max_event_bytes", own.max_event_bytes, "at most max_stream_bytes")
+        if own.max_stream_bytes > settings.max_memory:
+            raise ConfigError(f"{where}max_stream_bytes", own.max_stream_bytes, "at most max_memory")
+    if settings.admin_listen == settings.listen and settings.listen.port:
+        raise ConfigError("admin_listen", str(settings.listen), "another address than listen")

@@ -1,0 +1,128 @@
+"""What can go wrong, whose fault it is, and what it is answered with.
+
+    SidecarError
+    ├── ConfigError            the operator: a setting that cannot be used; exit code 2
+    └── AnswerError            has a status and a title: answered as a problem document (RFC 9457)
+        ├── RequestError       the client
+        │   ├── StreamGone     410: what was asked to be resumed cannot be, and must not be repeated
+        │   └── NotSupported   501: CONNECT
+        └── OriginError        the upstream
+            ├── Unreachable    502: refused, no route, TLS failed, name unknown
+            ├── BadResponse    502: speaks no HTTP, or broke it
+            ├── OriginLost     502: closed or reset before its answer, or within it
+            ├── ConnectTimeout 504
+            └── ResponseTimeout 504: connected, but no status line came
+
+Exceptions carry facts; `str()` makes the sentence for the log. A client is shown `status`, `title` and
+`detail` of the class only, so that no address of the upstream can leak into an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+
+class SidecarError(Exception):
+    """The base of everything raised on purpose here."""
+
+
+class ConfigError(SidecarError):
+    """A setting cannot be used."""
+
+    def __init__(self, key: str, value: object, expected: str) -> None:
+        super().__init__(key, value, expected)
+        self.key, self.value, self.expected = key, value, expected
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value!r}: expected {self.expected}"
+
+
+class AnswerError(SidecarError):
+    """An exchange that ends in a problem document."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal Server Error"
+    detail: ClassVar[str] = "The sidecar failed on this request; its log says why."
+
+    @classmethod
+    def problem(cls) -> bytes:
+        """The problem document, JSON (RFC 9457, section 3)."""
+        facts = {"title": cls.title, "status": cls.status, "detail": cls.detail}
+        return json.dumps(facts).encode()
+
+
+class BadRequest(AnswerError):
+    status = 400
+    title = "Bad Request"
+    detail = "The request is not valid HTTP/1.1."
+
+
+class HeadersTooLarge(AnswerError):
+    status = 431
+    title = "Request Header Fields Too Large"
+    detail = "The request line or a header field is longer than this server takes."
+
+
+class RequestError(AnswerError):
+    """The client asked for what cannot be had."""
+
+
+class StreamGone(RequestError):
+    status = 410
+    title = "Stream gone"
+    detail = (
+        "The stream that this Last-Event-ID names is over or no longer held, and the request that opened "
+        "it may not be repeated. Start a new request without Last-Event-ID."
+    )
+
+
+class NotSupported(RequestError):
+    status = 501
+    title = "Not Implemented"
+    detail = "CONNECT is not supported by this reverse proxy."
+
+
+class Overloaded(RequestError):
+    status = 503
+    title = "Service Unavailable"
+    detail = "At a limit or shutting down; try again after the time in Retry-After."
+
+
+class OriginError(AnswerError):
+    """The upstream did not do its part; `fact` is for the log only."""
+
+    status = 502
+    title = "Bad Gateway"
+    detail = "The upstream could not be reached or did not answer properly."
+
+    def __init__(self, fact: object = "") -> None:
+        super().__init__(fact)
+        self.fact = fact
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {self.fact}"
+
+
+class Unreachable(OriginError):
+    detail = "The upstream could not be reached."
+
+
+class BadResponse(OriginError):
+    detail = "The upstream's answer was not valid HTTP."
+
+
+class OriginLost(OriginError):
+    detail = "The upstream closed the connection before its answer was complete."
+
+
+class ConnectTimeout(OriginError):
+    status = 504
+    title = "Gateway Timeout"
+    detail = "The upstream did not accept a connection in time."
+
+
+class ResponseTimeout(OriginError):
+    status = 504
+    title = "Gateway Timeout"
+    detail = "The upstream did not begin its answer in time."

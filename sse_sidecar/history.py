@@ -1,0 +1,186 @@
+"""The append-only log of one stream: frames in, by number out.
+
+Frames lie one behind the other in segments of bytes, with an index of where each ends: 4 bytes an event instead of the
+40 of a bytes object, and a replay is a slice. Time is passed in; nothing here waits, sends or knows a client.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from enum import Enum
+from itertools import accumulate
+from typing import NamedTuple
+
+SEGMENT_BYTES = 64 * 1024
+"""One write to a socket takes about this much, and a trim frees it whole."""
+
+_SEGMENT_OVERHEAD = 400  # the objects of a segment, measured with sys.getsizeof
+_INDEX_BYTES = 4
+
+
+class Bounds(NamedTuple):
+    """How much of a stream is held: a number of events, bytes, and seconds."""
+
+    events: int
+    size: int
+    age: float
+
+
+class Found(Enum):
+    """What a log says to "everything after seq, please"."""
+
+    HELD = "what comes after is held"
+    AT_END = "seq is the last there is"
+    GAP = "what comes after begins with events no longer held"
+    BEYOND = "seq was never given out"
+
+
+class Position(NamedTuple):
+    """Where a reader starts: after `cursor`; `lost` events before that were asked for and are not held."""
+
+    found: Found
+    cursor: int
+    lost: int = 0
+
+
+def find(base: int, first: int, last: int, seq: int) -> Position:
+    """What a resume after `seq` gets from a log that began after `base` and holds `first`..`last` (empty: last + 1).
+
+    0 asks for the log's own start, whatever number that has.
+    """
+    if seq > last:
+        return Position(Found.BEYOND, last)
+    cursor = max(seq, base)
+    if cursor + 1 < first:
+        return Position(Found.GAP, first - 1, first - 1 - cursor)
+    return Position(Found.AT_END if cursor == last else Found.HELD, cursor)
+
+
+class _Segment:
+    __slots__ = ("data", "ends", "first", "since", "until")
+
+    def __init__(self, first: int, now: float) -> None:
+        self.first = first
+        self.since = self.until = now
+        self.data: bytearray | bytes = bytearray()
+        self.ends = array("I")
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.ends) - 1
+
+    @property
+    def cost(self) -> int:
+        return len(self.data) + _INDEX_BYTES * len(self.ends) + _SEGMENT_OVERHEAD
+
+    def extend(self, frames: list[bytes], now: float) -> None:
+        self.ends.extend(list(accumulate(map(len, frames), initial=len(self.data)))[1:])
+        self.data += b"".join(frames)
+        self.until = now
+
+    def after(self, seq: int) -> bytes:
+        start = self.ends[seq - self.first] if seq >= self.first else 0
+        return bytes(self.data[start:]) if start else bytes(self.data)
+
+
+class Log:
+    """The frames of one stream, numbered from `base` + 1 without holes."""
+
+    __slots__ = (
+        "_bounds",
+        "_segment_age",
+        "_segment_bytes",
+        "_segments",
+        "base",
+        "first",
+        "last",
+        "size",
+    )
+
+    def __init__(self, bounds: Bounds, base: int = 0) -> None:
+        self._bounds = bounds
+        # Whole segments are freed, so none may be more than a small part of what is held.
+        self._segment_bytes = min(SEGMENT_BYTES, max(bounds.size // 16, 1))
+        self._segment_age = bounds.age / 16
+        self._segments: list[_Segment] = []
+        self.base = base
+        self.first = base + 1
+        self.last = base
+        self.size = 0
+        """Bytes of memory, the index included."""
+
+    def __repr__(self) -> str:
+        return f"<Log {self.first}..{self.last} {self.size} bytes>"
+
+    def find(self, seq: int) -> Position:
+        return find(self.base, self.first, self.last, seq)
+
+    def append(self, frames: list[bytes], now: float) -> None:
+        """Adds frames, which must carry the numbers from `last` + 1 on."""
+        while frames:
+            segment = self._open_segment(now)
+            fitting = self._fitting(frames)
+            before = segment.cost
+            segment.extend(frames[:fitting], now)
+            self.size += segment.cost - before
+            self.last += fitting
+            frames = frames[fitting:]
+
+    def read_after(self, seq: int) -> tuple[bytes, int]:
+        """Some frames after `seq`, joined, with the number of the last of them; nothing and `seq` at the end.
+
+        At most one segment: the caller asks again. `seq` must not be before `first` - 1.
+        """
+        if seq >= self.last:
+            return b"", seq
+        index = bisect_right(self._segments, seq + 1, key=lambda segment: segment.first) - 1
+        segment = self._segments[index]
+        return segment.after(seq), segment.last
+
+    def trim(self, now: float, *, keep_after: int | None = None) -> bool:
+        """Lets go of what is out of bounds, oldest first; says whether the log is within them now.
+
+        Nothing after `keep_after` goes: a reader has yet to be sent it.
+        """
+        by_count = self.last - self._bounds.events + 1
+        oldest = max(self.first, by_count)
+        size = self.size
+        for segment in self._segments[:-1]:
+            if size <= self._bounds.size and segment.until >= now - self._bounds.age:
+                break
+            size -= segment.cost
+            oldest = max(oldest, segment.last + 1)
+        if size > self._bounds.size or (self._segments and self._segments[-1].until < now - self._bounds.age):
+            oldest = self.last + 1
+        allowed = oldest if keep_after is None else min(oldest, keep_after + 1)
+        self.drop_before(allowed)
+        return allowed == oldest
+
+    def drop_before(self, seq: int) -> None:
+        """Lets go of everything before event `seq`; what goes is gone from memory a segment at a time."""
+        self.first = min(max(self.first, seq), self.last + 1)
+        gone = 0
+        for segment in self._segments:
+            if segment.last >= self.first:
+                break
+            self.size -= segment.cost
+            gone += 1
+        del self._segments[:gone]
+
+    def _fitting(self, frames: list[bytes]) -> int:
+        """How many of `frames` make about one segment, one at least."""
+        if sum(map(len, frames)) <= self._segment_bytes:
+            return len(frames)
+        return max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)
+
+    def _open_segment(self, now: float) -> _Segment:
+        if self._segments:
+            segment = self._segments[-1]
+            if len(segment.data) < self._segment_bytes and now - segment.since < self._segment_age:
+                return segment
+            segment.data = bytes(segment.data)
+        fresh = _Segment(self.last + 1, now)
+        self._segments.append(fresh)
+        self.size += fresh.cost
+        return fresh
