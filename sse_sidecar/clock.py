@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +32,28 @@ class Clock(Protocol):
 
 async def sleep(clock: Clock, delay: float) -> None:
     woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    timer = clock.call_later(delay, _wake, woken)
+    timer = clock.call_later(delay, wake, woken)
     try:
         await woken
     finally:
         timer.cancel()
 
 
-def _wake(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+def wake(waiter: asyncio.Future[None] | None) -> None:
+    """Lets whoever waits go on; it may have been cancelled meanwhile."""
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+@asynccontextmanager
+async def deadline(clock: Clock, delay: float) -> AsyncIterator[None]:
+    """`asyncio.timeout` by a clock that is passed in. Raises TimeoutError."""
+    async with asyncio.timeout(None) as scope:
+        timer = clock.call_later(delay, scope.reschedule, 0)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 _running: set[asyncio.Task[Any]] = set()

@@ -158,7 +158,7 @@ def boolean(value: Any) -> bool:
 def names(value: Any) -> tuple[str, ...]:
     """A list, or its members separated by commas where the source has no lists."""
     members = value.split(",") if isinstance(value, str) else value
-    if not isinstance(members, list | tuple) or not all(isinstance(member, str) for member in members):
+    if not (isinstance(members, list | tuple) and all(isinstance(member, str) for member in members)):
         raise ValueError("a list of names")
     return tuple(member.strip() for member in members if member.strip())
 
@@ -211,6 +211,9 @@ class StreamSettings:
     max_event_bytes: int = setting(16 << 20, size, "Bytes of one event; a larger one breaks its stream.")
     connect_timeout: float = setting(10.0, positive_seconds, "Seconds to connect to the upstream.")
     response_timeout: float = setting(300.0, positive_seconds, "Seconds to the upstream's status line.")
+    reconnect_timeout: float = setting(
+        60.0, seconds, "Seconds that an upstream which is away is asked again on behalf of its clients."
+    )
     finish_timeout: float = setting(
         600.0, positive_seconds, "Seconds that an upstream is read to its end without a reader."
     )
@@ -239,7 +242,7 @@ class StreamSettings:
     host_header: str = setting(
         "auto",
         host_choice,
-        "The Host header the upstream gets: client, upstream, or a name; auto: the client's over http, its own over https.",
+        "The Host header sent: client, upstream, or a name; auto: the client's to http, its own to https.",
     )
 
 
@@ -279,7 +282,9 @@ class Settings(StreamSettings):
     drain_delay: float = setting(0.0, seconds, "Seconds between a failing /readyz and the drain; 5 in Kubernetes.")
     drain_timeout: float = setting(10.0, positive_seconds, "Seconds that streams may run on after SIGTERM.")
     trust_forwarded: bool = setting(
-        False, boolean, "Whether the client's own Forwarded and X-Forwarded-* headers are kept."
+        False,  # noqa: FBT003
+        boolean,
+        "Whether the client's own Forwarded and X-Forwarded-* headers are kept.",
     )
     log_format: str = setting("text", one_of("text", "json"), "Log lines for people or for machines.", flag=True)
     log_level: str = setting(
@@ -336,7 +341,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, value in environ.items():
         key = name.removeprefix(ENV_PREFIX)
-        if key != name and key != "CONFIG" and not _SERVICE_LINK.fullmatch(key):
+        if key not in (name, "CONFIG") and not _SERVICE_LINK.fullmatch(key):
             found[key.lower()] = value
     return found
 

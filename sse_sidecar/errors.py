@@ -4,6 +4,9 @@
     ├── ConfigError            the operator: a setting that cannot be used; exit code 2
     └── AnswerError            has a status and a title: answered as a problem document (RFC 9457)
         ├── RequestError       the client
+        │   ├── BadRequest     400: no valid HTTP
+        │   ├── HeadersTooLarge 431
+        │   ├── Overloaded     503: a limit, or shutting down
         │   ├── StreamGone     410: what was asked to be resumed cannot be, and must not be repeated
         │   └── NotSupported   501: CONNECT
         └── OriginError        the upstream
@@ -52,20 +55,20 @@ class AnswerError(SidecarError):
         return json.dumps(facts).encode()
 
 
-class BadRequest(AnswerError):
+class RequestError(AnswerError):
+    """The client asked for what cannot be had."""
+
+
+class BadRequest(RequestError):
     status = 400
     title = "Bad Request"
     detail = "The request is not valid HTTP/1.1."
 
 
-class HeadersTooLarge(AnswerError):
+class HeadersTooLarge(RequestError):
     status = 431
     title = "Request Header Fields Too Large"
     detail = "The request line or a header field is longer than this server takes."
-
-
-class RequestError(AnswerError):
-    """The client asked for what cannot be had."""
 
 
 class StreamGone(RequestError):

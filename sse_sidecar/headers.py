@@ -161,6 +161,27 @@ def event_stream_answer(headers: Headers, stream_id: str, status: str) -> list[F
     ]
 
 
+def try_again_answer(request: Headers) -> list[Field]:
+    """The fields of an empty stream that tells an EventSource to come back.
+
+    Chromium ends a cross-origin EventSource for good when an answer may not be read, and here there is no answer of the
+    upstream to copy the permission from. There is nothing in this one to be kept from anyone.
+    """
+    fields = [
+        (b"Content-Type", EVENT_STREAM),
+        (b"Cache-Control", b"no-cache, no-store, no-transform"),
+        (b"X-Accel-Buffering", b"no"),
+    ]
+    origin = get(request, b"origin")
+    if origin is not None:
+        fields += [
+            (b"Access-Control-Allow-Origin", origin),
+            (b"Access-Control-Allow-Credentials", b"true"),
+            (b"Vary", b"Origin"),
+        ]
+    return fields
+
+
 def without_cookies(headers: Headers) -> list[Field]:
     """For every answer but the one that the upstream made for this very client."""
     return without(headers, {b"set-cookie", b"set-cookie2"})

@@ -188,3 +188,8 @@ def signal(code: str, message: str, **facts: object) -> bytes:
     """An event that says what the user must not miss. It has no id: it is no part of the stream."""
     error = json.dumps({"error": {"code": code, "message": message, **facts}})
     return b"event: sse-sidecar\ndata: %b\n\n" % error.encode()
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a body of unknown length (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

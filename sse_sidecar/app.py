@@ -1,0 +1,150 @@
+"""Puts the parts together: start, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from sse_sidecar.admin import make_admin
+from sse_sidecar.clock import deadline, sleep
+from sse_sidecar.config import Address
+from sse_sidecar.downstream import Server
+from sse_sidecar.errors import ConfigError
+from sse_sidecar.front import Front
+from sse_sidecar.metrics import Metrics
+from sse_sidecar.streams import Streams
+
+if TYPE_CHECKING:
+    from sse_sidecar.clock import Clock
+    from sse_sidecar.config import Settings
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+_PEER_TIMEOUT = 30.0
+"""Seconds after which a peer that acknowledges nothing is given up (TCP_USER_TIMEOUT, RFC 5482)."""
+_LAST_SECOND = 1.0
+
+
+class Sidecar:
+    """One running sidecar. `start`, then `drain`; the addresses are known once started."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock: Clock = clock or asyncio.get_running_loop()
+        self.metrics = Metrics()
+        self.streams = Streams(self.clock, self.metrics, max_memory=settings.max_memory)
+        self.front = Front(settings, self.streams, self.clock, self.metrics, secret=secrets.token_bytes(32))
+        self.address: Address | None = None
+        self.admin_address: Address | None = None
+        self._ready = False
+        self._server = Server(self.front.handle)
+        self._listener: asyncio.Server | None = None
+        self._admin = web.AppRunner(
+            make_admin(self.metrics, ready=lambda: self._ready), access_log=None, handler_cancellation=True
+        )
+        self._add_gauges()
+
+    def _add_gauges(self) -> None:
+        streams, gauge = self.streams, self.metrics.gauge
+        gauge("sse_concurrent_streams", "Streams with a reader.", lambda: sum(bool(s.readers) for s in streams))
+        gauge(
+            "sse_unread_streams",
+            "Streams with an upstream and no reader.",
+            lambda: sum(s.producer is not None and not s.readers for s in streams),
+        )
+        gauge("sse_held_streams", "Streams held, finished ones included.", lambda: len(streams))
+        gauge("sse_readers", "Clients connected to streams.", lambda: streams.reader_count)
+        gauge("sse_history_bytes", "Bytes held of all streams.", lambda: streams.memory)
+
+    async def start(self) -> None:
+        """Opens the ports, or neither of them. Raises ConfigError where one cannot be had."""
+        sockets = [_bind("listen", self.settings.listen, self._user_timeout())]
+        try:
+            if self.settings.admin_listen:
+                sockets.append(_bind("admin_listen", self.settings.admin_listen))
+        except ConfigError:
+            sockets[0].close()
+            raise
+        await self._open(*sockets)
+        self._ready = True
+
+    async def _open(self, main: socket.socket, admin: socket.socket | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._server, sock=main, backlog=_BACKLOG)
+        self.address = _address(main)
+        if admin is not None:
+            await self._admin.setup()
+            await web.SockSite(self._admin, admin).start()
+            self.admin_address = _address(admin)
+
+    def _user_timeout(self) -> float:
+        # It also ends live peers whose window is full, so a slow reader must have its time first.
+        slowest = max(route.settings.slow_reader_timeout for route in self.settings.routes)
+        return max(_PEER_TIMEOUT, slowest)
+
+    async def drain(self) -> None:
+        """Ends without losing anything that is in flight, within `drain_delay` and `drain_timeout`.
+
+        Not by aiohttp's own shutdown: it stops reading from every connection first, and an upload would hang.
+        """
+        self._ready = False
+        await sleep(self.clock, self.settings.drain_delay)
+        if self._listener:
+            self._listener.close()
+        self.front.draining = self._server.closing = True
+        self._dismiss_readers()
+        try:
+            async with deadline(self.clock, self.settings.drain_timeout):
+                await self.front.idle.wait()
+        except TimeoutError:
+            log.warning("drain_timeout is over: %d streams are cut", len(self.front.readers))
+        await self.stop()
+
+    def _dismiss_readers(self) -> None:
+        readers = list(self.front.readers)
+        for index, reader in enumerate(readers):
+            at = self.settings.drain_timeout / 2 * index / len(readers)
+            self.clock.call_later(at, self.front.dismiss, reader)
+
+    async def stop(self) -> None:
+        """Ends at once what is left."""
+        self._ready = False
+        if self._listener:
+            self._listener.close()
+        for client in list(self.front.readers.values()):
+            client.cut()
+        await self._server.shutdown(_LAST_SECOND)
+        self.streams.close()
+        await self._admin.cleanup()
+
+
+def _bind(key: str, address: Address, user_timeout: float = 0.0) -> socket.socket:
+    """A listening socket of our own. SO_REUSEPORT, which aiohttp may set, would make a taken port no error."""
+    expected = "an address that can be listened on"
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ConfigError(key, str(address), f"{expected} ({error.strerror})") from None
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout * 1000))
+        sock.bind(where)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(key, str(address), f"{expected} ({error.strerror})") from None
+    return sock
+
+
+def _address(sock: socket.socket) -> Address:
+    host, port = sock.getsockname()[:2]
+    return Address(host, port)

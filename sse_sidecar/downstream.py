@@ -1,0 +1,326 @@
+"""One exchange with a client: what it asks, what class it is of, and what is written to it.
+
+aiohttp parses the request and owns the connection; from the head on, everything is written here, straight to the
+transport, so that heads keep their bytes and order, and head, priming and replay leave in one system call. A client's
+leaving cancels its handler.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from functools import cached_property
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from sse_sidecar import headers
+from sse_sidecar.errors import AnswerError, BadRequest, HeadersTooLarge
+from sse_sidecar.wire import chunk
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.web_protocol import RequestHandler
+
+log = logging.getLogger(__name__)
+
+MAX_LINE = 64 * 1024
+"""Bytes of a request line or a header field: what the service behind takes is for it to say, up to here."""
+MAX_FIELDS = 256
+_BODY_BUFFER = 64 * 1024
+
+PROBLEM = (b"Content-Type", b"application/problem+json")
+
+
+class ClientClass(Enum):
+    """What reads the answer, as far as its request tells; DESIGN calls a browser's own reader EventSource."""
+
+    EVENT_SOURCE = "a browser's EventSource, or one that asks exactly like it"
+    PAGE = "other code in a browser page"
+    OTHER = "everything else"
+
+
+def classify(method: str, fields: headers.Headers) -> ClientClass:
+    if _is_event_source(method, fields):
+        return ClientClass.EVENT_SOURCE
+    # Sec-Fetch-Mode tells nothing: Node's fetch sends it as well.
+    is_page = (headers.get(fields, b"user-agent") or b"").startswith(b"Mozilla/") or (
+        headers.get(fields, b"sec-fetch-dest") is not None
+    )
+    return ClientClass.PAGE if is_page else ClientClass.OTHER
+
+
+def _is_event_source(method: str, fields: headers.Headers) -> bool:
+    return (
+        method == "GET"
+        and headers.accepts_only_event_stream(fields)
+        and headers.listed(fields, b"cache-control") == [b"no-cache"]
+        and not any(name.lower().startswith(b"mcp-") for name, _ in fields)
+    )
+
+
+class Client:
+    """A request, and the one answer to it.
+
+    `begin` with a head, `write` its body, then `end` or `cut`. What is written before `flush` or a full buffer is kept
+    together with the head. After the client has left, writing does nothing.
+    """
+
+    def __init__(self, request: web.BaseRequest, *, closing: bool = False) -> None:
+        self._request = request
+        self._protocol = request.protocol
+        self._held: list[bytes] = []
+        self._continue_sent = False
+        self._keep_alive = request.keep_alive and not closing
+        self.method = request.method
+        self.http11 = request.version >= (1, 1)
+        self.headers: headers.Headers = request.raw_headers
+        self.begun = False
+        self.chunked = False
+        self.status = 0
+
+    # The request
+
+    @cached_property
+    def target(self) -> bytes:
+        """The path and query as they came; of an absolute-form target what follows the authority (RFC 9112, 3.2)."""
+        raw = self._request.raw_path.encode("utf-8", "surrogateescape")
+        scheme, separator, rest = raw.partition(b"://")
+        if raw.startswith(b"/") or not separator or not scheme.isalpha():
+            return raw
+        path_from = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+        path = rest[path_from:]
+        return path if path.startswith(b"/") else b"/" + path
+
+    @cached_property
+    def host(self) -> bytes:
+        return headers.get(self.headers, b"host") or b""
+
+    @cached_property
+    def client_class(self) -> ClientClass:
+        return classify(self.method, self.headers)
+
+    @property
+    def address(self) -> str:
+        """The peer's address without its port; nothing on a Unix socket."""
+        peer = self._request.transport.get_extra_info("peername") if self._request.transport else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self._protocol.ssl_context else "http"
+
+    @property
+    def has_body(self) -> bool:
+        return self._request.body_exists
+
+    @property
+    def chunked_body(self) -> bool:
+        """Whether the body comes without a length."""
+        return headers.get(self.headers, b"transfer-encoding") is not None
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The request's body as it comes, never as a whole. Raises BadRequest where its framing is broken."""
+        self._send_continue()
+        try:
+            while part := await self._request.content.readany():
+                yield part
+        except web.RequestPayloadError as error:
+            raise BadRequest from error
+
+    def _send_continue(self) -> None:
+        if self.begun or self._continue_sent or b"100-continue" not in headers.listed(self.headers, b"expect"):
+            return
+        self._continue_sent = True
+        self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # The answer
+
+    @property
+    def gone(self) -> bool:
+        transport = self._request.transport
+        return transport is None or transport.is_closing()
+
+    @property
+    def backed_up(self) -> bool:
+        """The peer takes less than it is sent; `drain` waits for it."""
+        return self._protocol.writing_paused
+
+    def begin(self, status: int, fields: headers.Headers, reason: bytes = b"") -> None:
+        """Sets the head. A body without a length is chunked, or ends with the connection on HTTP/1.0."""
+        self.begun, self.status = True, status
+        bodiless = self.method == "HEAD" or status in (204, 304)
+        if not bodiless and headers.get(fields, b"content-length") is None:
+            self.chunked = self.http11
+            self._keep_alive = self._keep_alive and self.http11
+        lines = [b"HTTP/1.1 %d %b" % (status, reason or _phrase(status)), *(b"%b: %b" % field for field in fields)]
+        if self.chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        lines.append(self._connection())
+        self._held = [b"\r\n".join(line for line in lines if line) + b"\r\n\r\n"]
+
+    def _connection(self) -> bytes:
+        if not self._keep_alive:
+            return b"Connection: close"
+        return b"" if self.http11 and not self.chunked else b"Connection: keep-alive"
+
+    def write(self, data: bytes) -> None:
+        """Sends a part of the body, with the head where that is still held."""
+        if data:
+            self.write_framed(chunk(data) if self.chunked else data)
+
+    def write_framed(self, data: bytes) -> None:
+        """The same for bytes that bear their chunk framing already, where `chunked` says there is one."""
+        if self._held:
+            self._held.append(data)
+            self.flush()
+        else:
+            self._send(data)
+
+    def hold(self, data: bytes) -> None:
+        """Keeps a part of the body back until the next `write` or `flush`."""
+        if data:
+            self._held.append(chunk(data) if self.chunked else data)
+
+    def flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._send(b"".join(held))
+
+    async def drain(self) -> None:
+        """Waits until the peer takes more; at once where it is gone."""
+        await self._request.writer.drain()
+
+    def end(self) -> None:
+        """The body is whole."""
+        if self.chunked:
+            self._held.append(b"0\r\n\r\n")
+        self.flush()
+
+    def cut(self) -> None:
+        """Ends the connection after what has been written, so that the body reads as cut short."""
+        self.flush()
+        self._keep_alive = False
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+    def abort(self) -> None:
+        """Drops the connection, and what the peer has not taken."""
+        self._keep_alive = False
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    def respond(self, status: int, fields: headers.Headers, body: bytes = b"") -> None:
+        """A whole answer of the sidecar's own."""
+        length = [] if status == 204 else [(b"Content-Length", b"%d" % len(body))]
+        self.begin(status, [*fields, *length])
+        if body and self.method != "HEAD":
+            self.hold(body)
+        self.flush()
+
+    def problem(self, error: type[AnswerError] | AnswerError, *fields: headers.Field) -> None:
+        self.respond(error.status, [PROBLEM, headers.NO_STORE, *fields], error.problem())
+
+    def answer(self) -> web.StreamResponse:
+        """What aiohttp is told: everything is written, and whether the connection may be used again."""
+        return _Written(self.status, keep_alive=self._keep_alive)
+
+    def _send(self, data: bytes) -> None:
+        transport = self._request.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
+
+
+def _phrase(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
+
+
+class _Written(web.StreamResponse):
+    """A response that has been sent already."""
+
+    def __init__(self, status: int, *, keep_alive: bool) -> None:
+        super().__init__(status=status)
+        self._reusable = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._reusable
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        pass
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's server protocol, quiet about what a client sent that is no HTTP."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """aiohttp's own writes the offending bytes, credentials and all, into the answer and the log."""
+        error: type[AnswerError] = AnswerError
+        if status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            error = HeadersTooLarge if isinstance(exc, LineTooLong) else BadRequest
+            log.info("refused a request that is no valid HTTP: %s", type(exc).__name__)
+        client = Client(request, closing=True)
+        client.problem(error)
+        return client.answer()
+
+
+class Server(web.Server):
+    """Gives each request to `handle` as a Client."""
+
+    def __init__(self, handle: Callable[[Client], Awaitable[None]]) -> None:
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,  # it would gunzip request bodies and leave their header
+            "max_line_size": MAX_LINE,
+            "max_field_size": MAX_LINE,
+            "max_headers": MAX_FIELDS,
+            "read_bufsize": _BODY_BUFFER,
+            "lingering_time": 2.0,
+        }
+        super().__init__(self._respond, handler_cancellation=True)
+        self._handle = handle
+        self.closing = False
+        """No connection is used for a further request: set when draining."""
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self.loop, **self._options)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        client = Client(request, closing=self.closing)
+        try:
+            await self._handle(client)
+        except AnswerError as error:
+            if client.begun:
+                client.cut()
+            else:
+                client.problem(error)
+        except ConnectionError:
+            client.abort()
+        except Exception:
+            log.exception("a request failed")
+            if client.begun:
+                client.cut()
+            else:
+                client.problem(AnswerError)
+        return client.answer()

@@ -1,0 +1,50 @@
+"""Everything that is not an event stream: relayed as it is, both ways as it comes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sse_sidecar import headers
+from sse_sidecar.errors import BadRequest, OriginError, OriginLost
+from sse_sidecar.wire import chunk
+
+if TYPE_CHECKING:
+    from sse_sidecar.downstream import Client
+    from sse_sidecar.origin import Exchange, Head
+
+
+async def upload(client: Client, exchange: Exchange) -> None:
+    """Sends the request's body on as the client sends it.
+
+    When the upstream has ended the exchange, what still comes is read and dropped: with a body unread, the connection
+    is not listened to, and the client's leaving would not be noticed.
+    """
+    chunked = client.chunked_body
+    try:
+        async for part in client.body():
+            exchange.send(chunk(part) if chunked else part)
+            await exchange.drain()
+    except BadRequest as error:
+        exchange.abandon(error)
+    except ConnectionError:
+        exchange.abandon(OriginLost("the client left before its request was whole"))
+    else:
+        if chunked:
+            exchange.send(b"0\r\n\r\n")
+
+
+async def relay(client: Client, exchange: Exchange, head: Head) -> None:
+    """Answers with the upstream's answer. An answer that breaks off breaks off here too."""
+    fields = headers.end_to_end(head.headers)
+    if client.method == "OPTIONS":
+        fields = headers.allow_last_event_id(client.headers, fields)
+    client.begin(head.status, fields, head.reason)
+    client.flush()
+    try:
+        while part := await exchange.read():
+            client.write(part)
+            await client.drain()
+    except OriginError:
+        client.cut()
+    else:
+        client.end()

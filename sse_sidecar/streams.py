@@ -1,0 +1,466 @@
+"""Streams: each one log with its state and its readers, and the table of them all with its budget and its expiry.
+
+A stream does not know what appends to it, nor how a reader is written to; both are told by the protocols below.
+Nothing here waits. All that changes a stream's state is in this file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from sse_sidecar import event_id, wire
+from sse_sidecar.history import Bounds, Log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sse_sidecar.clock import Clock, Timer
+    from sse_sidecar.config import StreamSettings
+    from sse_sidecar.headers import Headers
+    from sse_sidecar.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_STREAM_OVERHEAD = 4096
+"""Bytes counted for a stream beside its log: its objects and its answer's headers, measured with tracemalloc."""
+
+RETRY_MS = 1000
+MAX_RETRY_MS = 5000
+_RETRY_WINDOW = 60.0
+_RETRIES_THAT_COUNT = 3  # 1000 ms doubled three times is past the maximum
+
+
+class State(Enum):
+    """LIVE until the upstream has ended; then one of the others, for good."""
+
+    LIVE = "live"
+    COMPLETE = "complete"
+    DORMANT = "dormant"
+    BROKEN = "broken"
+
+
+class Reader(Protocol):
+    """One client connection: a cursor in a stream."""
+
+    cursor: int
+
+    def on_publish(self, publication: Publication) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def cut_off(self) -> None: ...
+
+
+class Producer(Protocol):
+    """What appends to a stream."""
+
+    def on_read(self) -> None: ...
+
+    def on_unread(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def overflow(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Publication:
+    """What one read of the upstream brought to those who have everything before it.
+
+    Made bytes at most once for each way a reader takes it, however many readers there are.
+    """
+
+    __slots__ = ("_parts", "_wires", "before", "last")
+
+    def __init__(self, parts: list[bytes | wire.Block], before: int, last: int) -> None:
+        self._parts = parts
+        self._wires: dict[tuple[wire.Dialect, bool], bytes] = {}
+        self.before = before
+        self.last = last
+
+    def wire(self, dialect: wire.Dialect, *, chunked: bool) -> bytes:
+        made = self._wires.get((dialect, chunked))
+        if made is None:
+            parts = [part if isinstance(part, bytes) else wire.quiet(part, dialect) for part in self._parts]
+            made = b"".join(parts)
+            made = wire.chunk(made) if chunked else made
+            self._wires[dialect, chunked] = made
+        return made
+
+
+class Stream:
+    """One log of events, with one producer and any number of readers.
+
+    `key` is the fingerprint of whoever may read it and of what was asked; `headers` are those of the upstream's answer.
+    """
+
+    def __init__(
+        self,
+        table: Streams,
+        stream_id: str,
+        *,
+        key: bytes,
+        method: str,
+        route: str,
+        settings: StreamSettings,
+        headers: Headers,
+        base: int = 0,
+        upstream_id: bytes = b"",
+    ) -> None:
+        self._table = table
+        self.id = stream_id
+        self.key = key
+        self.method = method
+        self.route = route
+        self.settings = settings
+        self.headers = headers
+        # What the upstream has said, and how far it has been heard.
+        bounds = Bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl)
+        self.log = Log(bounds, base)
+        self.upstream_id = upstream_id
+        self.upstream_retry: bytes | None = None
+        self.base_suffix = self.suffix = event_id.suffix(stream_id, upstream_id)
+        # Its life.
+        self.state = State.LIVE
+        self.clean = True
+        """Whether the end, if there is one yet, may be shown to a client as an end."""
+        self.final = b""
+        """The signal that readers get after the last event."""
+        self.may_miss = False
+        """Whether events may be missing after the last one: the upstream was let go of or lost, and has no ids."""
+        self.refused = False
+        """Whether the upstream, asked to go on, gave an answer that is no stream: the next client gets it itself."""
+        self.producer: Producer | None = None
+        self.readers: dict[Reader, None] = {}
+        self.touched_at = table.clock.time()
+        self._resumed_at: deque[float] = deque(maxlen=_RETRIES_THAT_COUNT)
+        self._slow_timer: Timer | None = None
+        # Accounting.
+        self.cost = 0
+        self.pending = 0
+        """Bytes of a block that has not ended."""
+        self.opened_at = self.touched_at
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.id[:6]} {self.state.value} {self.log!r} {len(self.readers)} readers>"
+
+    @property
+    def ended(self) -> bool:
+        return self.state is not State.LIVE
+
+    @property
+    def repeatable(self) -> bool:
+        return self.id[0] == event_id.REPEATABLE
+
+    # The producer's side
+
+    def take_upstream_id(self, upstream_id: bytes) -> None:
+        self.upstream_id = upstream_id
+        self.suffix = event_id.suffix(self.id, upstream_id)
+
+    def append(self, frames: list[bytes]) -> None:
+        """Keeps frames, which must be numbered from the log's last on. No reader sees them before `publish`."""
+        now = self._table.clock.time()
+        self.touched_at = now
+        self.log.append(frames, now)
+        self.trim()
+
+    def publish(self, parts: list[bytes | wire.Block], before: int) -> None:
+        """Gives live readers what was appended after `before`, with what came between it and is not kept."""
+        publication = Publication(parts, before, self.log.last)
+        for reader in self.readers:
+            reader.on_publish(publication)
+
+    def note(self, body: bytes) -> None:
+        """A comment of the sidecar's own for those who read live."""
+        self.publish([wire.Block(wire.Kind.QUIET, body)], self.log.last)
+
+    def account(self, pending: int) -> None:
+        """Tells the table what the stream holds in memory."""
+        self.pending = pending
+        self._table.recount(self)
+
+    def end(self, state: State, *, clean: bool = True, final: bytes = b"", may_miss: bool = False) -> None:
+        """No more will be appended. Readers are told, and leave once they have everything."""
+        if self.ended:
+            return
+        self.state, self.clean, self.final = state, clean, final
+        self.may_miss = may_miss and not self.upstream_id
+        self.producer = None
+        self.touched_at = self._table.clock.time()
+        self._cancel_slow_timer()
+        self.account(0)
+        for reader in self.readers:
+            reader.on_end()
+        self._table.on_quiet(self)
+
+    def complete(self) -> None:
+        """A dormant stream is over after all: its upstream said so when it was asked again."""
+        if self.state is State.DORMANT:
+            self._table.unshelve(self)
+            self.state, self.clean, self.final = State.COMPLETE, True, b""
+            self._table.on_quiet(self)
+
+    # The readers' side
+
+    def attach(self, reader: Reader) -> None:
+        self._table.unshelve(self)
+        self.readers[reader] = None
+        self._table.reader_count += 1
+        if self.producer and len(self.readers) == 1:
+            self.producer.on_read()
+
+    def detach(self, reader: Reader) -> None:
+        del self.readers[reader]
+        self._table.reader_count -= 1
+        self.touched_at = self._table.clock.time()
+        if not self.readers and self.producer:
+            self.producer.on_unread()
+        self.trim()
+        self.account(self.pending)
+        self._table.on_quiet(self)
+
+    def on_advance(self) -> None:
+        """A reader that lagged has been sent more."""
+        if self._slow_timer:
+            self.trim()
+
+    def next_retry(self, *, resumed: bool, jitter: float) -> bytes:
+        """The reconnection time for a new connection, in milliseconds: the upstream's, or a back-off for browsers.
+
+        They have none of their own, so it doubles for each resume within the last minute. `jitter` is of 0..1.
+        """
+        now = self._table.clock.time()
+        if resumed:
+            self._resumed_at.append(now)
+        if self.upstream_retry is not None:
+            return self.upstream_retry
+        recent = sum(now - at < _RETRY_WINDOW for at in self._resumed_at)
+        return b"%d" % (min(RETRY_MS << recent, MAX_RETRY_MS) + int(jitter * 100))
+
+    # Bounds
+
+    def trim(self) -> None:
+        """Lets go of what is out of bounds. A log that its slowest reader keeps full holds up the upstream for a while.
+
+        Twice over the bound, which a compressed chunk can reach at once, no one is waited for.
+        """
+        hard = self.log.size > 2 * self.settings.max_stream_bytes
+        waits = not hard and not self.ended
+        within = self.log.trim(self._table.clock.time(), keep_after=self.slowest() if waits else None)
+        if within:
+            self._cancel_slow_timer()
+        elif self._slow_timer is None:
+            self._slow_timer = self._table.clock.call_later(self.settings.slow_reader_timeout, self._cut_laggards)
+            if self.producer:
+                self.producer.pause()
+
+    def slowest(self) -> int | None:
+        """The cursor of the reader furthest behind."""
+        return min((reader.cursor for reader in self.readers), default=None)
+
+    def release(self) -> None:
+        """Lets go of all that every reader has passed, for the sake of other streams."""
+        slowest = self.slowest()
+        self.log.drop_before((self.log.last if slowest is None else slowest) + 1)
+
+    def cut_slowest(self) -> None:
+        """Lets go of everything; who has not been sent it is cut off."""
+        self.log.drop_before(self.log.last + 1)
+        self._cut_left_behind()
+
+    def _cut_laggards(self) -> None:
+        self._slow_timer = None
+        self.log.trim(self._table.clock.time())
+        self._cut_left_behind()
+        if self.producer:
+            self.producer.resume()
+
+    def _cut_left_behind(self) -> None:
+        for reader in list(self.readers):
+            if reader.cursor + 1 < self.log.first:
+                reader.cut_off()
+
+    def _cancel_slow_timer(self) -> None:
+        if self._slow_timer:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+            if self.producer:
+                self.producer.resume()
+
+
+class Streams:
+    """All streams of the process: found by id, counted, bounded, expired.
+
+    A stream that has ended and has no reader lies on a shelf, in the order of its last activity, so that what is due to
+    expire or to be evicted is always the first of a shelf and nothing is ever searched for.
+    """
+
+    def __init__(self, clock: Clock, metrics: Metrics, *, max_memory: int) -> None:
+        self.clock = clock
+        self.reader_count = 0
+        self._metrics = metrics
+        self._max_memory = max_memory
+        self._by_id: dict[str, Stream] = {}
+        self._shelves: dict[tuple[_Kind, float], OrderedDict[str, Stream]] = {}
+        self._timers: dict[tuple[_Kind, float], Timer] = {}
+        self.memory = 0
+        """Bytes held by all streams, unfinished blocks included."""
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._by_id.values())
+
+    @property
+    def active(self) -> int:
+        """Streams with an upstream or a reader."""
+        return len(self._by_id) - sum(map(len, self._shelves.values()))
+
+    def find(self, token: event_id.ResumeToken, key: bytes) -> Stream | None:
+        """The stream a token names; None as well where it is another's, so that nothing tells the two apart."""
+        stream = self._by_id.get(token.stream_id)
+        return stream if stream is not None and stream.key == key else None
+
+    def open(
+        self,
+        *,
+        key: bytes,
+        method: str,
+        route: str,
+        settings: StreamSettings,
+        headers: Headers,
+        base: int = 0,
+        upstream_id: bytes = b"",
+    ) -> Stream:
+        """A new stream, numbered from `base` + 1. `upstream_id` is that of the last event before it."""
+        stream_id = event_id.mint(repeatable=method == "GET")
+        stream = Stream(
+            self,
+            stream_id,
+            key=key,
+            method=method,
+            route=route,
+            settings=settings,
+            headers=headers,
+            base=base,
+            upstream_id=upstream_id,
+        )
+        self._by_id[stream_id] = stream
+        self.recount(stream)
+        return stream
+
+    def recount(self, stream: Stream) -> None:
+        """Takes note of what a stream holds now, and makes room where that is too much for all together."""
+        if stream.id in self._by_id:
+            self._recost(stream)
+            if self.memory > self._max_memory:
+                self._evict(stream)
+
+    def _recost(self, stream: Stream) -> None:
+        cost = _STREAM_OVERHEAD + stream.log.size + stream.pending
+        self.memory += cost - stream.cost
+        stream.cost = cost
+
+    def close(self) -> None:
+        """Lets go of all streams and their upstreams."""
+        for timer in self._timers.values():
+            timer.cancel()
+        for stream in list(self):
+            if stream.producer:
+                stream.producer.stop()
+
+    # Shelves
+
+    def on_quiet(self, stream: Stream) -> None:
+        """Puts a stream on its shelf if it has ended and no one reads it."""
+        if not stream.ended or stream.readers or stream.id not in self._by_id:
+            return
+        place = (_kind(stream), stream.settings.history_ttl)
+        self._shelves.setdefault(place, OrderedDict())[stream.id] = stream
+        if place not in self._timers:
+            self._timers[place] = self.clock.call_later(place[1], self._expire, place)
+
+    def unshelve(self, stream: Stream) -> None:
+        shelf = self._shelves.get((_kind(stream), stream.settings.history_ttl))
+        if shelf is not None:
+            shelf.pop(stream.id, None)
+
+    def _expire(self, place: tuple[_Kind, float]) -> None:
+        shelf, ttl = self._shelves[place], place[1]
+        now = self.clock.time()
+        del self._timers[place]
+        while shelf:
+            stream = next(iter(shelf.values()))
+            if stream.touched_at + ttl > now:
+                self._timers[place] = self.clock.call_later(stream.touched_at + ttl - now, self._expire, place)
+                return
+            shelf.popitem(last=False)
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        del self._by_id[stream.id]
+        self.memory -= stream.cost
+
+    # The budget
+
+    def _evict(self, growing: Stream) -> None:
+        """Gets back under `max_memory`: finished histories go first, then dormant streams, then what live ones spare.
+
+        A finished stream leaves a tombstone, so that its clients are told that it is over instead of starting it anew.
+        """
+        for kind in (_Kind.FINISHED, _Kind.DORMANT, _Kind.TOMBSTONE):
+            while self.memory > self._max_memory and (stream := self._oldest(kind)):
+                self._metrics.evicted(kind.value)
+                self._evict_shelved(stream, kind)
+        if self.memory > self._max_memory:
+            self._squeeze(Stream.release, "passed")
+        if self.memory > self._max_memory:
+            self._squeeze(Stream.cut_slowest, "reader")
+        if self.memory > self._max_memory and growing.producer:
+            growing.producer.overflow()
+
+    def _oldest(self, kind: _Kind) -> Stream | None:
+        shelves = [shelf for (of, _), shelf in self._shelves.items() if of is kind and shelf]
+        oldest = (next(iter(shelf.values())) for shelf in shelves)
+        return min(oldest, key=lambda stream: stream.touched_at, default=None)
+
+    def _evict_shelved(self, stream: Stream, kind: _Kind) -> None:
+        self.unshelve(stream)
+        if kind is _Kind.FINISHED:
+            stream.log.drop_before(stream.log.last + 1)
+            self._recost(stream)
+            self.on_quiet(stream)
+        else:
+            self._forget(stream)
+
+    def _squeeze(self, how: Callable[[Stream], None], cause: str) -> None:
+        """Takes from the largest first, and a tenth more than needed, so that the next event does not ask again."""
+        for stream in sorted(self, key=lambda stream: stream.log.size, reverse=True):
+            if self.memory <= self._max_memory * 0.9:
+                return
+            how(stream)
+            self._recost(stream)
+            self._metrics.evicted(cause)
+
+
+class _Kind(Enum):
+    """What a shelf holds; also the cause in the eviction counter."""
+
+    FINISHED = "finished"
+    DORMANT = "dormant"
+    TOMBSTONE = "tombstone"
+
+
+def _kind(stream: Stream) -> _Kind:
+    if stream.state is State.DORMANT:
+        return _Kind.DORMANT
+    emptied = stream.log.first > stream.log.last
+    return _Kind.TOMBSTONE if emptied else _Kind.FINISHED
