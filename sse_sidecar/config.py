@@ -309,12 +309,16 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     file: str | Path | None = None,
+    tables: Any = None,
 ) -> Settings:
-    """The settings, flags before environment before file. Raises ConfigError."""
+    """The settings, flags before environment before file. `tables` are routes of its caller's, before the file's.
+
+    Raises ConfigError.
+    """
     environ = environ or {}
     file = file or environ.get(ENV_PREFIX + "CONFIG")
     table = _read_file(file) if file else {}
-    tables = table.pop("route", [])
+    tables = [*(tables or []), *_tables(table.pop("route", []))]
     sources = _parsed(table, Settings) | _parsed(_from_environ(environ), Settings, label=_env_name)
     flags = {key: value for key, value in (flags or {}).items() if value is not None}
     values = sources | _parsed(flags, Settings, label=lambda key: "--" + key.replace("_", "-"))
@@ -366,9 +370,13 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _routes(settings: Settings, tables: Any) -> tuple[Route, ...]:
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError("route", tables, "tables written as [[route]]")
+def _tables(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ConfigError("route", value, "tables written as [[route]]")
+    return value
+
+
+def _routes(settings: Settings, tables: list[dict[str, Any]]) -> tuple[Route, ...]:
     base = {item.name: getattr(settings, item.name) for item in declared(StreamSettings)}
     routes = [_route(table, f"route[{index}]", base) for index, table in enumerate(tables)]
     return (*routes, Route(name="default", settings=StreamSettings(**base)))

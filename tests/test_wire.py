@@ -231,9 +231,7 @@ def test_an_unfinished_block_at_the_end_is_dropped(tail: bytes) -> None:
         ([b"\r", b"data: x\n\n"], [[], [b"data: x"]]),
     ],
 )
-def test_a_block_is_complete_with_the_first_byte_that_ends_it(
-    chunks: list[bytes], expected: list[list[bytes]]
-) -> None:
+def test_a_block_is_complete_with_the_first_byte_that_ends_it(chunks: list[bytes], expected: list[list[bytes]]) -> None:
     parser = EventParser(NO_LIMIT)
     assert expected == [parser.feed(chunk) for chunk in chunks]
 

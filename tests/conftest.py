@@ -1,0 +1,89 @@
+"""Fixtures: the scripted upstream, the sidecar in front of it, and time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from sse_sidecar.app import Sidecar
+from tests.harness import Asked, ManualClock, Response, Upstream, port_of, request, start_sidecar
+
+StartSidecar = Callable[..., Awaitable[Sidecar]]
+Ask = Callable[..., Awaitable[Response]]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The tests run on the loop that the command runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    server = Upstream()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def start(upstream: Upstream, clock: ManualClock) -> AsyncIterator[StartSidecar]:
+    """Starts a sidecar in front of the upstream, on the manual clock; settings as in the TOML file."""
+    started: list[Sidecar] = []
+
+    async def starting(**settings: Any) -> Sidecar:
+        sidecar = await start_sidecar(settings.pop("upstream", upstream.url), settings.pop("clock", clock), **settings)
+        started.append(sidecar)
+        return sidecar
+
+    yield starting
+    for sidecar in started:
+        await sidecar.stop()
+
+
+@pytest.fixture
+async def sidecar(start: StartSidecar) -> Sidecar:
+    return await start()
+
+
+@pytest.fixture
+async def ask(sidecar: Sidecar) -> AsyncIterator[Ask]:
+    """Sends a request to the sidecar; every connection is closed at the end."""
+    responses: list[Response] = []
+
+    async def asking(*args: Any, **kwargs: Any) -> Response:
+        response = await request(port_of(sidecar), *args, **kwargs)
+        responses.append(response)
+        return response
+
+    yield asking
+    for response in responses:
+        response.close()
+
+
+Opened = tuple[Asked, Response]
+OpenStream = Callable[..., Awaitable[Opened]]
+
+
+@pytest.fixture
+def open_stream(upstream: Upstream, ask: Ask) -> OpenStream:
+    """Opens a stream through the sidecar: the request as the upstream got it, and the client's answer.
+
+    Arguments are those of `ask`; `answer` are header lines of the upstream's head.
+    """
+
+    async def opening(*args: Any, answer: tuple[str, ...] = (), **kwargs: Any) -> Opened:
+        asking = asyncio.ensure_future(ask(*args, **kwargs))
+        asked = await upstream.asked()
+        await asked.begin(*answer)
+        return asked, await asking
+
+    return opening
