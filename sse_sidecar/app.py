@@ -103,21 +103,21 @@ class Sidecar:
             async with deadline(self.clock, self.settings.drain_timeout):
                 await self.front.idle.wait()
         except TimeoutError:
-            log.warning("drain_timeout is over: %d streams are cut", len(self.front.readers))
+            log.warning("drain_timeout is over: %d streams are cut", len(self.front.answers.readers))
         await self.stop()
 
     def _dismiss_readers(self) -> None:
-        readers = list(self.front.readers)
+        readers = list(self.front.answers.readers)
         for index, reader in enumerate(readers):
             at = self.settings.drain_timeout / 2 * index / len(readers)
-            self.clock.call_later(at, self.front.dismiss, reader)
+            self.clock.call_later(at, self.front.answers.dismiss, reader)
 
     async def stop(self) -> None:
         """Ends at once what is left."""
         self._ready = False
         if self._listener:
             self._listener.close()
-        for client in list(self.front.readers.values()):
+        for client in list(self.front.answers.readers.values()):
             client.cut()
         await self._server.shutdown(_LAST_SECOND)
         self.streams.close()

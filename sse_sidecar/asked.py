@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from sse_sidecar import event_id, headers
-from sse_sidecar.upstream import Ask
+from sse_sidecar.asking import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,41 +37,117 @@ class Asked:
     counts: RouteMetrics
     token: ResumeToken | None
     key: bytes
+    principal: bytes
     ask: Ask
     relayed: bool
     """Whether even an event stream is passed through as it is."""
+    shared: bool
+    idempotency_key: bytes | None
+    """The fingerprint of a POST's `Idempotency-Key`, where there is a principal that it can belong to."""
+    standalone_key: bytes | None
+    """That of an MCP session's own stream: a GET without a token."""
+    what: list[bytes]
+    """What is asked for, as it goes into the fingerprints."""
 
     @property
     def settings(self) -> StreamSettings:
         return self.route.settings
 
+    @property
+    def upstream_id(self) -> bytes:
+        """The last id of the upstream's own that the client has: in its token, or as it was before the sidecar."""
+        if self.token is not None:
+            return self.token.upstream_id or b""
+        return headers.get(self.ask.fields, b"last-event-id") or b""
 
-def read(
-    client: Client, settings: Settings, metrics: Metrics, *, secret: bytes, origin_of: Callable[[Route], Origin]
-) -> Asked:
-    """Reads a request's head. Never fails: what is no token of ours passes as it came."""
-    path, _, query = client.target.partition(b"?")
-    route = settings.route(_bare_host(client.host), path.decode("utf-8", "surrogateescape"), client.method)
-    relayed = _is_mcp_without_resume(client.headers)
-    resumable = client.method not in _NEVER_RESUMES and not relayed
-    target, token, fields = client.target, None, client.headers
-    parameters = query.split(b"&")
-    if resumable:
-        token = _token(fields, parameters)
-        fields = _without_token(fields)
-        kept = [item for item in parameters if _parameter_token(item) is None]
-        if len(kept) < len(parameters):
-            parameters = kept
-            target = b"?".join([path, *([b"&".join(kept)] if kept else [])])
-    return Asked(
-        client=client,
-        route=route,
-        counts=metrics.route(route.name),
-        token=token,
-        key=_key(client, route.settings, path, parameters, secret),
-        ask=Ask(origin_of(route), client.method, target, _fields(client, fields, route.settings, settings)),
-        relayed=relayed,
-    )
+    @property
+    def is_mcp(self) -> bool:
+        return headers.get(self.client.headers, b"mcp-protocol-version") is not None
+
+
+class Reading:
+    """Reads the heads of requests. Never fails: what is no token of ours passes as it came."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, *, secret: bytes, origin_of: Callable[[Route], Origin]
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._secret = secret
+        self._origin_of = origin_of
+
+    def read(self, client: Client) -> Asked:
+        path, _, query = client.target.partition(b"?")
+        host = _bare_host(client.host)
+        route = self._settings.route(host, path.decode("utf-8", "surrogateescape"), client.method)
+        own = route.settings
+        relayed = _is_mcp_without_resume(client.headers)
+        target, token, fields, parameters = client.target, None, client.headers, query.split(b"&")
+        if own.ids == "own" and client.method not in _NEVER_RESUMES and not relayed:
+            token = _token(fields, parameters)
+            fields = _without_token(fields)
+            kept = [item for item in parameters if _parameter_token(item) is None]
+            if len(kept) < len(parameters):
+                parameters = kept
+                target = b"?".join([path, *([b"&".join(kept)] if kept else [])])
+        shared = own.mode == "shared" and client.method == "GET" and not relayed
+        what = [client.host.lower(), path, b"&".join(_fixed(parameters, own))]
+        if shared:
+            # Its answer may be in the CORS headers, and scheme and route may tell the upstream apart.
+            origin = headers.get(client.headers, b"origin") or b""
+            what += [b"shared", route.name.encode(), client.scheme.encode(), origin]
+        principal = self.principal(client.headers, own, shared=shared)
+        counts = self._metrics.route(route.name)
+        ask = Ask(self._origin_of(route), client.method, target, self._fields(client, fields, own), counts)
+        return Asked(
+            client=client,
+            route=route,
+            counts=counts,
+            token=token,
+            key=self._fingerprint(*what, principal),
+            principal=principal,
+            ask=ask,
+            relayed=relayed,
+            shared=shared,
+            idempotency_key=self._idempotency_key(client, own, [*what, principal]),
+            standalone_key=self._standalone_key(client, [*what, principal]) if token is None and not relayed else None,
+            what=what,
+        )
+
+    def principal(self, fields: Headers, settings: StreamSettings, *, shared: bool) -> bytes:
+        """The fingerprint of who asks."""
+        return self._fingerprint(*_bound(fields, settings, shared=shared))
+
+    def with_session(self, asked: Asked, answer: Headers) -> tuple[bytes, bytes]:
+        """Key and principal of the stream that `answer` opens.
+
+        The answer to MCP's `initialize` gives the session its id, which its client bears from then on, in a resume of
+        this very stream too.
+        """
+        session = [field for field in answer if field[0].lower() == b"mcp-session-id"]
+        if asked.shared or not session or headers.get(asked.client.headers, b"mcp-session-id") is not None:
+            return asked.key, asked.principal
+        principal = self.principal([*asked.client.headers, *session], asked.settings, shared=False)
+        return self._fingerprint(*asked.what, principal), principal
+
+    def _fingerprint(self, *parts: bytes) -> bytes:
+        return event_id.fingerprint(self._secret, parts)
+
+    def _idempotency_key(self, client: Client, settings: StreamSettings, what: list[bytes]) -> bytes | None:
+        value = headers.get(client.headers, b"idempotency-key")
+        if client.method != "POST" or value is None or settings.ids == "keep":
+            return None
+        # Without credentials anyone could be anyone, and a guessed key would hand out a stranger's answer.
+        has_principal = any(_bound(client.headers, settings, shared=False))
+        return self._fingerprint(b"idempotency", *what, value) if has_principal else None
+
+    def _standalone_key(self, client: Client, what: list[bytes]) -> bytes | None:
+        is_standalone = client.method == "GET" and headers.get(client.headers, b"mcp-session-id") is not None
+        return self._fingerprint(b"standalone", *what) if is_standalone else None
+
+    def _fields(self, client: Client, fields: Headers, own: StreamSettings) -> list[headers.Field]:
+        hop = headers.Hop(client.address.encode(), client.scheme.encode(), client.host, self._settings.trust_forwarded)
+        return [*headers.to_upstream(fields, hop, _host(client, own)), *_framing(client)]
 
 
 def _is_mcp_without_resume(fields: Headers) -> bool:
@@ -109,12 +185,18 @@ def _parsed(value: bytes) -> ResumeToken | None:
 # Who asks, and for what
 
 
-def _key(client: Client, settings: StreamSettings, path: bytes, parameters: list[bytes], secret: bytes) -> bytes:
+def _fixed(parameters: list[bytes], settings: StreamSettings) -> list[bytes]:
     volatile = {name.encode() for name in settings.volatile_query}
-    fixed = [item for item in parameters if unquote_to_bytes(item.partition(b"=")[0]) not in volatile]
-    bound = [b"\0".join(headers.get_all(client.headers, name.encode())) for name in settings.bind]
-    cookies = _cookies(client.headers, settings.bind_cookies)
-    return event_id.fingerprint(secret, [client.host.lower(), path, b"&".join(fixed), *bound, *cookies])
+    return [item for item in parameters if unquote_to_bytes(item.partition(b"=")[0]) not in volatile]
+
+
+def _bound(fields: Headers, settings: StreamSettings, *, shared: bool) -> list[bytes]:
+    """The values that make the principal, one for each header or cookie; nothing for one that is not there."""
+    names: tuple[str, ...] = settings.bind
+    if shared:
+        names = (*settings.bind, "cookie") if settings.key_headers is None else settings.key_headers
+    cookies = _cookies(fields, settings.bind_cookies)
+    return [*(b"\0".join(headers.get_all(fields, name.encode())) for name in names), *cookies]
 
 
 def _cookies(fields: Headers, names: Iterable[str]) -> list[bytes]:
@@ -128,11 +210,6 @@ def _bare_host(host: bytes) -> str:
 
 
 # How it goes upstream
-
-
-def _fields(client: Client, fields: Headers, own: StreamSettings, settings: Settings) -> list[headers.Field]:
-    hop = headers.Hop(client.address.encode(), client.scheme.encode(), client.host, settings.trust_forwarded)
-    return [*headers.to_upstream(fields, hop, _host(client, own)), *_framing(client)]
 
 
 def _host(client: Client, settings: StreamSettings) -> bytes:

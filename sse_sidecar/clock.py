@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ async def deadline(clock: Clock, delay: float) -> AsyncIterator[None]:
 _running: set[asyncio.Task[Any]] = set()
 
 
-def spawn(work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+def spawn(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     """A task of its own. The loop keeps only a weak reference, and no one asks a lost task what it died of."""
     task = asyncio.get_running_loop().create_task(work, name=name)
     _running.add(task)

@@ -170,6 +170,19 @@ def header_names(value: Any) -> tuple[str, ...]:
     return members
 
 
+def marks(value: Any) -> tuple[str, ...]:
+    members = names(value)
+    if not all(":" in member for member in members):
+        raise ValueError('a list of lines, as in "data: [DONE]"')
+    return members
+
+
+def control_prefix(value: Any) -> str:
+    if value == "" or (isinstance(value, str) and re.fullmatch(r"/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]", value)):
+        return str(value)
+    raise ValueError('a path that begins with / and does not end with it, or "" for none')
+
+
 def host_choice(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._\-\[\]:]+", value):
         raise ValueError("auto, client, upstream, or a host name")
@@ -186,6 +199,28 @@ class StreamSettings:
 
     upstream: Upstream | None = setting(
         None, upstream_url, "The service: http://, https:// or unix:///path.sock.", flag=True
+    )
+    mode: str = setting(
+        "private", one_of("private", "shared"), "Whether GETs with the same key share one upstream connection."
+    )
+    key_headers: tuple[str, ...] | None = setting(
+        None, header_names, "Headers that keep shared streams apart; by default those of bind, and cookie."
+    )
+    join: str = setting(
+        "live", one_of("live", "start"), "Where a new client enters a shared stream: at its live edge or its start."
+    )
+    ids: str = setting(
+        "own",
+        one_of("own", "keep"),
+        "keep leaves a service that can resume to its own ids: headers and heartbeats only.",
+    )
+    reconnect: str = setting(
+        "auto",
+        one_of("auto", "exact", "always", "never"),
+        "Whether a lost GET upstream is asked again behind its clients; auto: exact, and always where shared.",
+    )
+    on_stall: str = setting(
+        "wait", one_of("wait", "reconnect"), "What a stall leads to, beside a comment to the readers."
     )
     heartbeat: float = setting(
         10.0,
@@ -224,6 +259,21 @@ class StreamSettings:
         "auto",
         one_of("auto", "linger", "finish", "cancel"),
         "What happens to the upstream when the last reader leaves; auto: linger for GET, finish for the rest.",
+    )
+    max_unread: int = setting(1000, count, "Upstreams of a route that are kept without a reader.")
+    max_connection_age: float = setting(
+        0.0, seconds, "Seconds after which an EventSource is sent away to come back, less up to a fifth; 0: never."
+    )
+    completion_marks: tuple[str, ...] = setting(
+        (
+            "data: [DONE]",
+            "event: message_stop",
+            "event: response.completed",
+            "event: response.failed",
+            "event: response.incomplete",
+        ),
+        marks,
+        "Lines that mark an event after which a connection's end is the stream's.",
     )
     dialect: str = setting(
         "auto",
@@ -279,6 +329,14 @@ class Settings(StreamSettings):
     store: str = setting("memory", one_of("memory"), "Where streams are held.", flag=True)
     max_streams: int = setting(10_000, count, "Streams with an upstream or a reader.")
     max_readers: int = setting(20_000, count, "Clients connected to streams.")
+    control_path: str = setting(
+        "/.well-known/sse-sidecar",
+        control_prefix,
+        'Where the sidecar\'s own paths are on the main port; "" for nowhere.',
+    )
+    control_origins: tuple[str, ...] = setting(
+        (), names, "Origins whose pages may use the sidecar's own paths, as in https://example.com."
+    )
     drain_delay: float = setting(0.0, seconds, "Seconds between a failing /readyz and the drain; 5 in Kubernetes.")
     drain_timeout: float = setting(10.0, positive_seconds, "Seconds that streams may run on after SIGTERM.")
     trust_forwarded: bool = setting(
@@ -414,6 +472,10 @@ def _check(settings: Settings) -> None:
             )
         if own.max_event_bytes > own.max_stream_bytes:
             raise ConfigError(f"{where}max_event_bytes", own.max_event_bytes, "at most max_stream_bytes")
+        if own.mode == "shared" and route.methods and "GET" not in route.methods:
+            raise ConfigError(f"{where}mode", "shared", "GET among methods: nothing else is shared")
+        if own.mode == "shared" and own.ids == "keep":
+            raise ConfigError(f"{where}ids", "keep", "mode = private: a shared stream needs ids of its own")
         if own.max_stream_bytes > settings.max_memory:
             raise ConfigError(f"{where}max_stream_bytes", own.max_stream_bytes, "at most max_memory")
     if settings.admin_listen == settings.listen and settings.listen.port:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sse_sidecar import wire
-from sse_sidecar.clock import wake
+from sse_sidecar.clock import deadline, wake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +41,14 @@ class Reader:
         self.wrote_at = clock.time()
         self.done = False
         """Whether it is over: cut off, or sent away with `dismiss`."""
+        self.come_back = b""
+        """What one that is sent away is told about coming back."""
         self.waiting = False
         """Whether the client waits for something else than its stream's next event; it gets heartbeats all the same."""
 
     def switch(self, stream: Stream) -> None:
         """Goes on with the stream that follows this one, from its start."""
-        self.stream, self.cursor = stream, stream.log.base
+        self.stream, self.cursor = stream, stream.log.first - 1
         self._replay_to = self.cursor
 
     async def follow(self, *, resumed: bool = False) -> None:
@@ -79,8 +81,19 @@ class Reader:
         self.cursor = last
         self.wrote_at = self._clock.time()
         self.stream.on_advance()
-        await (self._client.drain() if self._client.backed_up else asyncio.sleep(0))
+        await (self._drain() if self._client.backed_up else asyncio.sleep(0))
         return True
+
+    async def _drain(self) -> None:
+        """On a shared route no one waits for a client that takes nothing."""
+        if not self.stream.shared:
+            await self._client.drain()
+            return
+        try:
+            async with deadline(self._clock, self.stream.settings.slow_reader_timeout):
+                await self._client.drain()
+        except TimeoutError:
+            self.cut_off()
 
     async def _read_live(self) -> None:
         self._live = True
@@ -110,9 +123,10 @@ class Reader:
         self._client.abort()
         self.dismiss()
 
-    def dismiss(self) -> None:
-        """Ends the reading at an event boundary; what the client is told then is for the caller of `follow`."""
+    def dismiss(self, come_back: bytes = b"") -> None:
+        """Ends the reading at an event boundary; the client is to come back."""
         self.done = True
+        self.come_back = come_back
         self._leave_live()
 
     def _leave_live(self) -> None:

@@ -7,6 +7,8 @@
         │   ├── BadRequest     400: no valid HTTP
         │   ├── HeadersTooLarge 431
         │   ├── Overloaded     503: a limit, or shutting down
+        │   ├── KeyReused      422: an Idempotency-Key with another body
+        │   ├── NotFound, NotYours, NotAllowed: on the sidecar's own paths
         │   ├── StreamGone     410: what was asked to be resumed cannot be, and must not be repeated
         │   └── NotSupported   501: CONNECT
         └── OriginError        the upstream
@@ -78,6 +80,30 @@ class StreamGone(RequestError):
         "The stream that this Last-Event-ID names is over or no longer held, and the request that opened "
         "it may not be repeated. Start a new request without Last-Event-ID."
     )
+
+
+class KeyReused(RequestError):
+    status = 422
+    title = "Idempotency-Key reused"
+    detail = "A request with this Idempotency-Key and another body has been made. Use a new key for a new request."
+
+
+class NotFound(RequestError):
+    status = 404
+    title = "Not Found"
+    detail = "There is no such stream, or it is not yours."
+
+
+class NotAllowed(RequestError):
+    status = 405
+    title = "Method Not Allowed"
+    detail = "GET tells a stream's state, DELETE stops it."
+
+
+class NotYours(RequestError):
+    status = 403
+    title = "Forbidden"
+    detail = "A stream that others may read too cannot be stopped by one of them."
 
 
 class NotSupported(RequestError):

@@ -1,62 +1,41 @@
-"""What a request gets: resumed, a new stream, or passed through."""
+"""What a request gets: resumed, joined to a stream, a new one, or passed through."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from sse_sidecar import asked as requests
-from sse_sidecar import decoding, headers, passthrough, wire
+from sse_sidecar import answer, asking, headers, passthrough, wire
+from sse_sidecar.answer import Answers
+from sse_sidecar.asked import Reading
 from sse_sidecar.clock import spawn
-from sse_sidecar.delivery import Heart, Reader
+from sse_sidecar.control import Control
 from sse_sidecar.downstream import ClientClass
-from sse_sidecar.errors import NotSupported, OriginError, OriginLost, Overloaded, StreamGone
-from sse_sidecar.event_id import suffix
+from sse_sidecar.errors import KeyReused, NotSupported, OriginError, OriginLost, StreamGone
 from sse_sidecar.history import Found
+from sse_sidecar.opening import Opener, Refusal, is_same_body
 from sse_sidecar.origin import Origin
-from sse_sidecar.streams import State
-from sse_sidecar.upstream import GAP, LOST, Producer, ask_again
+from sse_sidecar.streams import State, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sse_sidecar.asked import Asked
+    from sse_sidecar.asking import Arrived
     from sse_sidecar.clock import Clock
     from sse_sidecar.config import Route, Settings
-    from sse_sidecar.decoding import Decoder
     from sse_sidecar.downstream import Client
     from sse_sidecar.event_id import ResumeToken
-    from sse_sidecar.headers import Field
     from sse_sidecar.history import Position
     from sse_sidecar.metrics import Metrics
-    from sse_sidecar.origin import Exchange, Head
-    from sse_sidecar.streams import Stream, Streams
+    from sse_sidecar.streams import Streams
 
 log = logging.getLogger(__name__)
 
-_MCP_WITH_PRIMING = b"2025-11-25"
-
 RESET = "The stream that this Last-Event-ID names is no longer held; this is a new one, and events may be lost between."
 TRIMMED = "Events were asked for that are no longer held; the next one comes after them."
-REFUSED = "The upstream was asked to go on with this stream and did not; ask again without waiting to see its answer."
-
-
-class Ending(NamedTuple):
-    """How an answer ends: with a signal or without, and whether as a whole."""
-
-    final: bytes
-    clean: bool
-
-
-class Arrived(NamedTuple):
-    """An upstream's answer that is an event stream."""
-
-    exchange: Exchange
-    head: Head
-    decoder: Decoder
 
 
 class Front:
@@ -66,13 +45,12 @@ class Front:
         self._settings = settings
         self._streams = streams
         self._clock = clock
-        self._metrics = metrics
-        self._secret = secret
-        self._heart = Heart(clock)
+        self._reading = Reading(settings, metrics, secret=secret, origin_of=self._origin)
+        self._control = Control(settings, streams, self._reading)
+        self._opener = Opener(streams, self._reading, clock)
+        self.answers = Answers(streams, self._opener, clock)
         self._origins: dict[str, Origin] = {}
         self.draining = False
-        self.readers: dict[Reader, Client] = {}
-        """Those who are being delivered to."""
         self._unanswered = 0
         self.idle = asyncio.Event()
         """Set while no request is being answered."""
@@ -82,9 +60,12 @@ class Front:
         """Answers one request. Raises an AnswerError where the answer is a problem document."""
         if client.method == "CONNECT":
             raise NotSupported
-        asked = requests.read(client, self._settings, self._metrics, secret=self._secret, origin_of=self._origin)
+        if self._control.owns(client):
+            self._control.handle(client)
+            return
+        asked = self._reading.read(client)
         if self.draining:
-            self._later(asked, "draining")
+            answer.later(asked, "draining")
             return
         with self._counted():
             try:
@@ -103,21 +84,6 @@ class Front:
             if not self._unanswered:
                 self.idle.set()
 
-    async def _answer(self, asked: Asked) -> None:
-        if asked.token is None:
-            await self._ask_upstream(asked)
-            return
-        found = self._find(asked, asked.token)
-        if found is not None:
-            await self._resume(asked, *found)
-        elif not asked.token.repeatable:
-            raise self._gone(asked)
-        elif asked.token.upstream_id is not None:
-            # Asked by its own id, the upstream goes on where it was: nothing is lost, and nothing need be said.
-            await self._ask_upstream(asked, upstream_id=asked.token.upstream_id)
-        else:
-            await self._ask_upstream(asked, status="reset")
-
     def _origin(self, route: Route) -> Origin:
         if route.name not in self._origins:
             own = route.settings
@@ -127,12 +93,37 @@ class Front:
             )
         return self._origins[route.name]
 
+    async def _answer(self, asked: Asked) -> None:
+        if asked.token is None:
+            await self._start(asked)
+            return
+        found = self._find(asked, asked.token)
+        if found is not None:
+            await self._resume(asked, *found)
+        elif not asked.token.repeatable:
+            raise self._gone(asked)
+        else:
+            # Asked by its own id, the upstream goes on where it was: nothing is lost, and nothing need be said.
+            await self._ask_upstream(asked, status="new" if asked.token.upstream_id else "reset")
+
+    async def _start(self, asked: Asked) -> None:
+        taken_over = self._streams.named(asked.standalone_key) if asked.standalone_key else None
+        if taken_over is not None and not taken_over.ended and not taken_over.readers:
+            # The upstream would refuse a second GET of this session while the first is kept open for it.
+            await self._deliver(asked, taken_over, taken_over.log.find(taken_over.written), "resumed")
+        elif asked.shared:
+            await self._share(asked)
+        elif asked.idempotency_key is not None:
+            await self._keyed(asked, asked.idempotency_key)
+        else:
+            await self._ask_upstream(asked)
+
     # With a token
 
     def _find(self, asked: Asked, token: ResumeToken) -> tuple[Stream, Position] | None:
         """The stream that the token names, for those who may have it, and where in it the client stands."""
-        stream = self._streams.find(token, asked.key)
-        if stream is None or asked.client.method not in ("GET", stream.method):
+        stream = self._streams.find(token.stream_id)
+        if stream is None or stream.key != asked.key or asked.client.method not in ("GET", stream.method):
             return None
         position = stream.log.find(token.seq)
         past_refusal = stream.refused and position.found is Found.AT_END
@@ -141,203 +132,133 @@ class Front:
     async def _resume(self, asked: Asked, stream: Stream, position: Position) -> None:
         if position.found is Found.AT_END and stream.state is State.COMPLETE:
             asked.counts.resumes["over"] += 1
-            self._over(asked.client, stream)
-            return
-        if position.found is Found.AT_END and stream.state is State.BROKEN:
+            answer.over(asked.client, stream)
+        elif position.found is Found.AT_END and stream.state is State.BROKEN:
             raise self._gone(asked)
+        else:
+            # What a dormant stream goes on with may follow a hole as well, when that is all there is to come.
+            hole_next = stream.state is State.DORMANT and stream.may_miss and position.found is Found.AT_END
+            await self._deliver(asked, stream, position, "gap" if hole_next else "resumed")
+
+    async def _deliver(self, asked: Asked, stream: Stream, position: Position, status: str) -> None:
+        """Sends a stream that is here from `position` on, and says what of it is not held any more."""
         if self._streams.reader_count >= self._settings.max_readers:
-            self._later(asked, "max_readers")
+            answer.later(asked, "max_readers")
             return
         signal = b""
         if position.found is Found.GAP:
             asked.counts.errors["gap"] += 1
             asked.counts.lost += position.lost
-            signal = wire.signal("gap", TRIMMED, lost=position.lost)
-        # What a dormant stream goes on with may follow a hole as well, when that is all there is to come.
-        hole_next = stream.state is State.DORMANT and stream.may_miss and position.found is Found.AT_END
-        status = "gap" if signal or hole_next else "resumed"
-        asked.counts.resumes[status] += 1
-        log.info("stream %.6s: resumed after %d: %s", stream.id, position.cursor, status)
-        fields = headers.event_stream_answer(headers.without_cookies(stream.headers), stream.id, status)
-        await self._deliver(asked, stream, position.cursor, fields, signal=signal)
+            status, signal = "gap", wire.signal("gap", TRIMMED, lost=position.lost)
+        if status != "new":
+            asked.counts.resumes[status] += 1
+            log.info("stream %.6s: resumed after %d: %s", stream.id, position.cursor, status)
+        if headers.get(asked.client.headers, b"sse-on-disconnect") == b"cancel" and not stream.shared:
+            stream.cancels = True
+        await self.answers.deliver(asked, stream, position.cursor, status, signal=signal)
 
     def _gone(self, asked: Asked) -> StreamGone:
         asked.counts.resumes["gone"] += 1
         asked.counts.errors["gone"] += 1
         return StreamGone()
 
-    def _over(self, client: Client, stream: Stream) -> None:
-        """Nothing more will come. 204 stops a browser's EventSource; fetch clients in a page fail on a missing body."""
-        fields = headers.event_stream_answer(headers.without_cookies(stream.headers), stream.id, "resumed")
-        if client.method == "GET" and client.client_class is not ClientClass.PAGE:
-            client.respond(204, fields)
-        else:
-            client.begin(200, fields)
-            client.end()
+    # Without one, alone
 
-    # Without one
-
-    async def _ask_upstream(self, asked: Asked, *, status: str = "new", upstream_id: bytes = b"") -> None:
+    async def _ask_upstream(self, asked: Asked, *, status: str = "new") -> None:
         """Sends the request upstream, and opens a stream or passes through what comes."""
         client = asked.client
         if headers.accepts_event_stream(client.headers) and (limit := self._limit()):
-            self._later(asked, limit)
+            answer.later(asked, limit)
             return
-        exchange = await self._send(asked, upstream_id)
+        exchange = await asked.ask.resuming(asked.upstream_id).send()
         uploading = spawn(passthrough.upload(client, exchange), name="upload") if client.has_body else None
         kept = False
         try:
-            head = await exchange.answer()
-            decoder = self._decoder(asked, head)
-            if decoder is None:
-                asked.counts.passthrough[str(head.status)] += 1
-                await passthrough.relay(client, exchange, head)
+            arrived = asking.arrived(asked.ask, exchange, await exchange.answer())
+            if arrived.decoder is None or asked.relayed:
+                await self._relay(asked, arrived)
             elif limit := self._limit():
-                self._later(asked, limit)
+                answer.later(asked, limit)
             else:
                 kept = True
-                arrived = Arrived(exchange, head, decoder)
-                await self._open_and_deliver(asked, arrived, status=status, upstream_id=upstream_id)
+                stream = self._opener.open(asked, arrived)
+                await self._deliver_first(asked, stream, status)
         finally:
             if not kept or (uploading and not uploading.done()):
                 exchange.abandon(OriginLost("the client left, or all is done"))
             if uploading:
                 uploading.cancel()
 
-    async def _send(self, asked: Asked, upstream_id: bytes) -> Exchange:
-        ask = asked.ask.resuming(upstream_id)
-        try:
-            exchange = await ask.send()
-        except OriginError as error:
-            asked.counts.connects[type(error).__name__] += 1
-            raise
-        asked.counts.connects["ok"] += 1
-        return exchange
-
-    def _decoder(self, asked: Asked, head: Head) -> Decoder | None:
-        """How the answer is read, if it is an event stream to be kept; None where it is to be passed through."""
-        is_stream = head.status == 200 and headers.is_event_stream(head.headers) and asked.client.method != "HEAD"
-        if not is_stream or asked.relayed:
-            return None
-        coding = headers.get(head.headers, b"content-encoding")
-        decoder = decoding.decoder(coding)
-        if decoder is None:
-            asked.counts.undecoded += 1
-            log.warning("%s: an event stream in the content coding %r cannot be resumed", asked.route.name, coding)
-        return decoder
-
-    async def _open_and_deliver(self, asked: Asked, arrived: Arrived, *, status: str, upstream_id: bytes) -> None:
-        stream = self._open(asked, arrived, upstream_id=upstream_id)
+    async def _deliver_first(self, asked: Asked, stream: Stream, status: str) -> None:
+        """Sends a stream to the client whose request opened it."""
         signal = b""
         if status == "reset":
             asked.counts.errors["reset"] += 1
             signal = wire.signal("reset", RESET)
         if asked.token is not None:
             asked.counts.resumes[status] += 1
-        fields = headers.event_stream_answer(arrived.head.headers, stream.id, status)
-        await self._deliver(asked, stream, stream.log.base, fields, signal=signal)
+        stream.cancels = headers.get(asked.client.headers, b"sse-on-disconnect") == b"cancel" and not stream.shared
+        await self.answers.deliver(asked, stream, stream.log.base, status, signal=signal, cookies=True)
 
-    def _open(self, asked: Asked, arrived: Arrived, *, upstream_id: bytes, base: int = 0, lead: bytes = b"") -> Stream:
-        stream = self._streams.open(
-            key=asked.key,
-            method=asked.client.method,
-            route=asked.route.name,
-            settings=asked.settings,
-            headers=arrived.head.headers,
-            base=base,
-            upstream_id=upstream_id,
-        )
-        log.info("stream %.6s: opened by %s on %s", stream.id, asked.client.method, asked.route.name)
-        producer = Producer(stream, arrived.exchange, arrived.decoder, clock=self._clock, counts=asked.counts)
-        producer.start(lead=lead)
-        return stream
+    async def _relay(self, asked: Asked, arrived: Arrived) -> None:
+        asked.counts.passthrough[str(arrived.head.status)] += 1
+        await passthrough.relay(asked.client, arrived.exchange, arrived.head)
 
-    # Delivering
+    # Without one, together
 
-    async def _deliver(self, asked: Asked, stream: Stream, cursor: int, fields: list[Field], *, signal: bytes) -> None:
-        client = asked.client
-        reader = Reader(client, stream, cursor, dialect=_dialect(asked), clock=self._clock, counts=asked.counts)
-        resumes = asked.token is not None and asked.token.stream_id == stream.id
-        client.begin(200, fields)
-        client.hold(self._opening(asked, reader, resumes=resumes) + signal)
-        goes_on = stream.state is State.DORMANT and resumes
-        self.readers[reader] = client
+    async def _share(self, asked: Asked) -> None:
+        """Joins the live stream of a shared route, or opens it for all who come meanwhile."""
+        stream = self._streams.named(asked.key)
+        if stream is not None and not stream.ended:
+            await self._join(asked, stream)
+        elif limit := self._limit():
+            answer.later(asked, limit)
+        else:
+            await self._ask_together(asked, asked.key)
+
+    async def _join(self, asked: Asked, stream: Stream) -> None:
+        at = stream.log.last if asked.settings.join == "live" else 0
+        await self._deliver(asked, stream, stream.log.find(at), "new")
+
+    async def _keyed(self, asked: Asked, key: bytes) -> None:
+        """A POST that says which it is: the second one gets the stream of the first."""
+        stream = self._streams.named(key)
+        if stream is not None:
+            await self._repeat(asked, stream)
+        elif limit := self._limit():
+            answer.later(asked, limit)
+        else:
+            await self._ask_together(asked, key)
+
+    async def _repeat(self, asked: Asked, stream: Stream) -> None:
+        if not await is_same_body(asked.client, stream):
+            raise KeyReused
+        await self._deliver(asked, stream, stream.log.find(0), "resumed")
+
+    async def _ask_together(self, asked: Asked, key: bytes) -> None:
+        joint, first = self._opener.join(asked, key)
         try:
-            with self._heart.beating_for(reader):
-                await reader.follow(resumed=resumes)
-                ending = Ending(stream.final, stream.clean)
-                if goes_on and not reader.done:
-                    ending = await self._go_on(asked, reader)
+            outcome = await joint.outcome()
+            if isinstance(outcome, Stream):
+                await self._deliver_together(asked, outcome, first=first)
+            elif isinstance(outcome, Refusal):
+                asked.counts.passthrough[str(outcome.head.status)] += 1
+                passthrough.refuse(asked.client, outcome.head, outcome.body, cookies=first)
+            elif first:
+                await self._relay(asked, outcome)
+            else:
+                await self._ask_upstream(asked)
         finally:
-            del self.readers[reader]
-        if not client.gone:
-            self._finish(client, reader, ending)
+            if first:
+                joint.leave()
 
-    def _opening(self, asked: Asked, reader: Reader, *, resumes: bool) -> bytes:
-        stream, cursor = reader.stream, reader.cursor
-        if resumes and asked.token is not None and asked.token.seq == cursor:
-            own = suffix(stream.id, asked.token.upstream_id or b"")
+    async def _deliver_together(self, asked: Asked, stream: Stream, *, first: bool) -> None:
+        if first:
+            await self._deliver_first(asked, stream, "new")
+        elif asked.shared:
+            await self._join(asked, stream)
         else:
-            own = stream.base_suffix if cursor == stream.log.base else stream.id.encode()
-        retry = stream.next_retry(resumed=resumes, jitter=random.random())  # noqa: S311 - spreads clients
-        return _priming(asked.client, cursor, own) + wire.notice(wire.retry(retry), reader.dialect)
-
-    def _finish(self, client: Client, reader: Reader, ending: Ending) -> None:
-        """The terminating chunk says "complete" to every fetch client, so only what is complete gets it."""
-        if reader.done:
-            client.hold(wire.notice(wire.retry(_later_ms()), reader.dialect))
-            client.end()
-            return
-        client.hold(ending.final)
-        if ending.clean or client.client_class is ClientClass.EVENT_SOURCE:
-            client.end()
-        else:
-            client.cut()
-
-    # After a dormant stream
-
-    async def _go_on(self, asked: Asked, reader: Reader) -> Ending:
-        """Asks the upstream again on behalf of a client that came back: what an EventSource would do.
-
-        What comes is a new stream in the same answer: no log ever holds events that were fetched with the credentials
-        of another client.
-        """
-        dormant, client = reader.stream, asked.client
-        client.flush()
-        reader.waiting = True
-        answered = await ask_again(
-            asked.ask.resuming(dormant.upstream_id),
-            retry=dormant.upstream_retry,
-            clock=self._clock,
-            within=asked.settings.reconnect_timeout,
-        )
-        reader.waiting = False
-        if answered is None:
-            return self._lost(asked, LOST)
-        exchange, head = answered
-        decoder = self._decoder(asked, head)
-        if decoder is None:
-            exchange.abandon(OriginLost("its answer is no stream"))
-            if head.status == 204:
-                dormant.complete()
-                return Ending(b"", clean=True)
-            log.warning("stream %.6s: its upstream answered %d when asked again", dormant.id, head.status)
-            dormant.refused = True
-            return self._lost(asked, REFUSED)
-        lead = b""
-        if dormant.may_miss:
-            asked.counts.errors["gap"] += 1
-            lead = wire.signal("gap", GAP, lost=None)
-        arrived = Arrived(exchange, head, decoder)
-        stream = self._open(asked, arrived, upstream_id=dormant.upstream_id, base=dormant.log.last, lead=lead)
-        reader.switch(stream)
-        client.hold(_priming(client, reader.cursor, stream.base_suffix))
-        await reader.follow()
-        return Ending(stream.final, stream.clean)
-
-    def _lost(self, asked: Asked, message: str) -> Ending:
-        asked.counts.errors["upstream-lost"] += 1
-        return Ending(wire.signal("upstream-lost", message), clean=False)
+            await self._repeat(asked, stream)
 
     # Not now
 
@@ -347,55 +268,12 @@ class Front:
             return "max_streams"
         return "max_readers" if self._streams.reader_count >= self._settings.max_readers else ""
 
-    def _later(self, asked: Asked, why: str) -> None:
-        """ "Try again": a status other than 200 would end a browser's EventSource for good."""
-        asked.counts.errors[why] += 1
-        log.warning("%s: not now: %s", asked.route.name, why)
-        if asked.client.client_class is ClientClass.EVENT_SOURCE:
-            self._try_again(asked.client)
-        else:
-            asked.client.problem(Overloaded, (b"Retry-After", b"%d" % random.randint(2, 5)))  # noqa: S311
-
     def _unreachable(self, asked: Asked, error: OriginError) -> None:
         log.warning("%s %s: %s", asked.client.method, asked.route.name, error)
-        if asked.client.client_class is ClientClass.EVENT_SOURCE or headers.accepts_event_stream(asked.client.headers):
+        if headers.accepts_event_stream(asked.client.headers):
             asked.counts.errors[str(error.status)] += 1
         if asked.client.client_class is ClientClass.EVENT_SOURCE:
-            self._try_again(asked.client)
+            answer.try_again(asked.client)
         else:
             asked.counts.passthrough[str(error.status)] += 1
             raise error
-
-    def _try_again(self, client: Client) -> None:
-        fields = headers.try_again_answer(client.headers)
-        client.begin(200, fields)
-        client.hold(wire.notice(wire.retry(_later_ms()), wire.Dialect.BLOCK))
-        client.end()
-
-    # Draining
-
-    def dismiss(self, reader: Reader) -> None:
-        """Sends an EventSource away at an event boundary: it comes back, to another instance."""
-        if self.readers[reader].client_class is ClientClass.EVENT_SOURCE:
-            reader.dismiss()
-
-
-def _dialect(asked: Asked) -> wire.Dialect:
-    """Page code often splits on blank lines, unless it is fetch-event-source, which asks as EventSource does."""
-    if asked.settings.dialect != "auto":
-        return wire.Dialect[asked.settings.dialect.upper()]
-    of = asked.client.client_class
-    splits = of is ClientClass.PAGE and not headers.accepts_only_event_stream(asked.client.headers)
-    return wire.Dialect.BLOCK if splits or of is ClientClass.EVENT_SOURCE else wire.Dialect.LINE
-
-
-def _priming(client: Client, cursor: int, own: bytes) -> bytes:
-    if headers.get(client.headers, b"mcp-protocol-version") == _MCP_WITH_PRIMING:
-        return wire.priming(cursor, own, data=True)
-    if client.client_class is ClientClass.EVENT_SOURCE:
-        return wire.priming(cursor, own, data=False)
-    return b""
-
-
-def _later_ms() -> int:
-    return random.randint(2000, 5000)  # noqa: S311 - spreads clients

@@ -52,8 +52,6 @@ NOT_ON_A_STREAM = frozenset(
         b"last-modified",
         b"pragma",
         b"repr-digest",
-        b"sse-stream",
-        b"sse-stream-status",
         b"surrogate-control",
         b"vary",
         b"vercel-cdn-cache-control",
@@ -150,14 +148,21 @@ def _forwarded(headers: Headers, hop: Hop) -> list[Field]:
 
 def event_stream_answer(headers: Headers, stream_id: str, status: str) -> list[Field]:
     """The fields of an answer that carries a stream, made from the upstream's own."""
-    kept = without(end_to_end(headers), NOT_ON_A_STREAM)
+    kept = without(unbuffered(headers), {b"sse-stream", b"sse-stream-status"})
     return [
         *expose(kept, (b"SSE-Stream", b"SSE-Stream-Status")),
+        (b"SSE-Stream", stream_id.encode()),
+        (b"SSE-Stream-Status", status.encode()),
+    ]
+
+
+def unbuffered(headers: Headers) -> list[Field]:
+    """An event stream's fields without what makes middle boxes cache or delay it, and with what tells them not to."""
+    return [
+        *without(end_to_end(headers), NOT_ON_A_STREAM),
         (b"Cache-Control", b"no-cache, no-store, no-transform"),
         (b"Vary", _joined(get_all(headers, b"vary"), b"Last-Event-ID")),
         (b"X-Accel-Buffering", b"no"),
-        (b"SSE-Stream", stream_id.encode()),
-        (b"SSE-Stream-Status", status.encode()),
     ]
 
 

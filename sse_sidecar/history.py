@@ -7,7 +7,7 @@ Frames lie one behind the other in segments of bytes, with an index of where eac
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from enum import Enum
 from itertools import accumulate
 from typing import NamedTuple
@@ -83,6 +83,20 @@ class _Segment:
         start = self.ends[seq - self.first] if seq >= self.first else 0
         return bytes(self.data[start:]) if start else bytes(self.data)
 
+    def frame(self, seq: int) -> bytes:
+        index = seq - self.first
+        return bytes(self.data[self.ends[index - 1] if index else 0 : self.ends[index]])
+
+    def ending_with(self, tail: bytes) -> int | None:
+        at = self.data.find(tail)
+        while at >= 0:
+            end = at + len(tail)
+            index = bisect_left(self.ends, end)
+            if self.ends[index] == end:
+                return self.first + index
+            at = self.data.find(tail, at + 1)
+        return None
+
 
 class Log:
     """The frames of one stream, numbered from `base` + 1 without holes."""
@@ -134,9 +148,20 @@ class Log:
         """
         if seq >= self.last:
             return b"", seq
-        index = bisect_right(self._segments, seq + 1, key=lambda segment: segment.first) - 1
-        segment = self._segments[index]
+        segment = self._segment_of(seq + 1)
         return segment.after(seq), segment.last
+
+    def ending_with(self, tail: bytes) -> int | None:
+        """The first event held whose frame ends with `tail`, or None."""
+        for segment in self._segments:
+            seq = segment.ending_with(tail)
+            if seq is not None and seq >= self.first:
+                return seq
+        return None
+
+    def frame(self, seq: int) -> bytes:
+        """One event, which must be held."""
+        return self._segment_of(seq).frame(seq)
 
     def trim(self, now: float, *, keep_after: int | None = None) -> bool:
         """Lets go of what is out of bounds, oldest first; says whether the log is within them now.
@@ -167,6 +192,9 @@ class Log:
             self.size -= segment.cost
             gone += 1
         del self._segments[:gone]
+
+    def _segment_of(self, seq: int) -> _Segment:
+        return self._segments[bisect_right(self._segments, seq, key=lambda segment: segment.first) - 1]
 
     def _fitting(self, frames: list[bytes]) -> int:
         """How many of `frames` make about one segment, one at least."""

@@ -9,12 +9,14 @@ from sse_sidecar.errors import BadRequest, OriginError, OriginLost
 from sse_sidecar.wire import chunk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sse_sidecar.downstream import Client
     from sse_sidecar.origin import Exchange, Head
 
 
-async def upload(client: Client, exchange: Exchange) -> None:
-    """Sends the request's body on as the client sends it.
+async def upload(client: Client, exchange: Exchange, *, on_part: Callable[[bytes], object] = lambda _: None) -> bool:
+    """Sends the request's body on as the client sends it; says whether it came whole.
 
     When the upstream has ended the exchange, what still comes is read and dropped: with a body unread, the connection
     is not listened to, and the client's leaving would not be noticed.
@@ -23,14 +25,17 @@ async def upload(client: Client, exchange: Exchange) -> None:
     try:
         async for part in client.body():
             exchange.send(chunk(part) if chunked else part)
+            on_part(part)
             await exchange.drain()
     except BadRequest as error:
         exchange.abandon(error)
+        return False
     except ConnectionError:
         exchange.abandon(OriginLost("the client left before its request was whole"))
-    else:
-        if chunked:
-            exchange.send(b"0\r\n\r\n")
+        return False
+    if chunked:
+        exchange.send(b"0\r\n\r\n")
+    return True
 
 
 async def relay(client: Client, exchange: Exchange, head: Head) -> None:
@@ -48,3 +53,11 @@ async def relay(client: Client, exchange: Exchange, head: Head) -> None:
         client.cut()
     else:
         client.end()
+
+
+def refuse(client: Client, head: Head, body: bytes, *, cookies: bool) -> None:
+    """Answers with an answer that has been read whole, as others are given it too."""
+    fields = headers.end_to_end(head.headers)
+    if not cookies:
+        fields = headers.without_cookies(fields)
+    client.respond(head.status, headers.without(fields, {b"content-length"}), body)

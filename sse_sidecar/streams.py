@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sse_sidecar import event_id, wire
 from sse_sidecar.history import Bounds, Log
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
     from sse_sidecar.clock import Clock, Timer
@@ -34,9 +35,10 @@ _RETRIES_THAT_COUNT = 3  # 1000 ms doubled three times is past the maximum
 
 
 class State(Enum):
-    """LIVE until the upstream has ended; then one of the others, for good."""
+    """LIVE or RECONNECTING until the upstream has ended; then one of the others, for good."""
 
     LIVE = "live"
+    RECONNECTING = "reconnecting"
     COMPLETE = "complete"
     DORMANT = "dormant"
     BROKEN = "broken"
@@ -59,7 +61,7 @@ class Producer(Protocol):
 
     def on_read(self) -> None: ...
 
-    def on_unread(self) -> None: ...
+    def on_unread(self, *, at_least: float = 0.0) -> None: ...
 
     def pause(self) -> None: ...
 
@@ -68,6 +70,8 @@ class Producer(Protocol):
     def overflow(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class Publication:
@@ -94,38 +98,47 @@ class Publication:
         return made
 
 
-class Stream:
-    """One log of events, with one producer and any number of readers.
+class Opening(NamedTuple):
+    """What a stream is opened with.
 
-    `key` is the fingerprint of whoever may read it and of what was asked; `headers` are those of the upstream's answer.
+    `key` is the fingerprint of whoever may read it and of what was asked, `principal` of the first alone; `headers` are
+    those of the upstream's answer; the numbers begin after `base`, and `upstream_id` is that of the event before.
     """
 
-    def __init__(
-        self,
-        table: Streams,
-        stream_id: str,
-        *,
-        key: bytes,
-        method: str,
-        route: str,
-        settings: StreamSettings,
-        headers: Headers,
-        base: int = 0,
-        upstream_id: bytes = b"",
-    ) -> None:
+    key: bytes
+    principal: bytes
+    method: str
+    route: str
+    settings: StreamSettings
+    headers: Headers
+    shared: bool = False
+    base: int = 0
+    upstream_id: bytes = b""
+
+
+class Stream:
+    """One log of events, with one producer and any number of readers."""
+
+    def __init__(self, table: Streams, stream_id: str, opening: Opening) -> None:
         self._table = table
         self.id = stream_id
-        self.key = key
-        self.method = method
-        self.route = route
-        self.settings = settings
-        self.headers = headers
+        self.key = opening.key
+        self.principal = opening.principal
+        self.method = opening.method
+        self.route = opening.route
+        self.settings = settings = opening.settings
+        self.headers = opening.headers
+        self.shared = opening.shared
+        self.request_digest: asyncio.Future[bytes] | None = None
+        """Of the body of the request that opened it, where that bore an `Idempotency-Key`."""
+        self.names: list[bytes] = []
+        """Other keys under which the table finds it."""
         # What the upstream has said, and how far it has been heard.
         bounds = Bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl)
-        self.log = Log(bounds, base)
-        self.upstream_id = upstream_id
+        self.log = Log(bounds, opening.base)
+        self.upstream_id = opening.upstream_id
         self.upstream_retry: bytes | None = None
-        self.base_suffix = self.suffix = event_id.suffix(stream_id, upstream_id)
+        self.base_suffix = self.suffix = event_id.suffix(stream_id, opening.upstream_id)
         # Its life.
         self.state = State.LIVE
         self.clean = True
@@ -136,8 +149,12 @@ class Stream:
         """Whether events may be missing after the last one: the upstream was let go of or lost, and has no ids."""
         self.refused = False
         """Whether the upstream, asked to go on, gave an answer that is no stream: the next client gets it itself."""
+        self.cancels = False
+        """Whether its client has said that the upstream is to end when it leaves."""
         self.producer: Producer | None = None
         self.readers: dict[Reader, None] = {}
+        self.written = opening.base
+        """The last event that was written to a reader who has left."""
         self.touched_at = table.clock.time()
         self._resumed_at: deque[float] = deque(maxlen=_RETRIES_THAT_COUNT)
         self._slow_timer: Timer | None = None
@@ -152,7 +169,7 @@ class Stream:
 
     @property
     def ended(self) -> bool:
-        return self.state is not State.LIVE
+        return self.state not in (State.LIVE, State.RECONNECTING)
 
     @property
     def repeatable(self) -> bool:
@@ -181,6 +198,15 @@ class Stream:
         """A comment of the sidecar's own for those who read live."""
         self.publish([wire.Block(wire.Kind.QUIET, body)], self.log.last)
 
+    def reconnecting(self) -> None:
+        """The upstream is being asked again; whoever reads stays connected."""
+        self.state = State.RECONNECTING
+        self.note(wire.WAITING)
+
+    def live(self) -> None:
+        """The upstream is there again."""
+        self.state = State.LIVE
+
     def account(self, pending: int) -> None:
         """Tells the table what the stream holds in memory."""
         self.pending = pending
@@ -201,7 +227,7 @@ class Stream:
         self._table.on_quiet(self)
 
     def complete(self) -> None:
-        """A dormant stream is over after all: its upstream said so when it was asked again."""
+        """A dormant stream is over after all: its upstream said so when asked again, or its client does."""
         if self.state is State.DORMANT:
             self._table.unshelve(self)
             self.state, self.clean, self.final = State.COMPLETE, True, b""
@@ -218,6 +244,7 @@ class Stream:
 
     def detach(self, reader: Reader) -> None:
         del self.readers[reader]
+        self.written = max(self.written, reader.cursor)
         self._table.reader_count -= 1
         self.touched_at = self._table.clock.time()
         if not self.readers and self.producer:
@@ -252,7 +279,7 @@ class Stream:
         Twice over the bound, which a compressed chunk can reach at once, no one is waited for.
         """
         hard = self.log.size > 2 * self.settings.max_stream_bytes
-        waits = not hard and not self.ended
+        waits = not (hard or self.ended or self.shared)
         within = self.log.trim(self._table.clock.time(), keep_after=self.slowest() if waits else None)
         if within:
             self._cancel_slow_timer()
@@ -308,6 +335,7 @@ class Streams:
         self._metrics = metrics
         self._max_memory = max_memory
         self._by_id: dict[str, Stream] = {}
+        self._by_name: dict[bytes, Stream] = {}
         self._shelves: dict[tuple[_Kind, float], OrderedDict[str, Stream]] = {}
         self._timers: dict[tuple[_Kind, float], Timer] = {}
         self.memory = 0
@@ -324,38 +352,24 @@ class Streams:
         """Streams with an upstream or a reader."""
         return len(self._by_id) - sum(map(len, self._shelves.values()))
 
-    def find(self, token: event_id.ResumeToken, key: bytes) -> Stream | None:
-        """The stream a token names; None as well where it is another's, so that nothing tells the two apart."""
-        stream = self._by_id.get(token.stream_id)
-        return stream if stream is not None and stream.key == key else None
+    def find(self, stream_id: str) -> Stream | None:
+        """The stream, whosever it is: the caller compares `key` or `principal`, and answers both misses alike."""
+        return self._by_id.get(stream_id)
 
-    def open(
-        self,
-        *,
-        key: bytes,
-        method: str,
-        route: str,
-        settings: StreamSettings,
-        headers: Headers,
-        base: int = 0,
-        upstream_id: bytes = b"",
-    ) -> Stream:
-        """A new stream, numbered from `base` + 1. `upstream_id` is that of the last event before it."""
-        stream_id = event_id.mint(repeatable=method == "GET")
-        stream = Stream(
-            self,
-            stream_id,
-            key=key,
-            method=method,
-            route=route,
-            settings=settings,
-            headers=headers,
-            base=base,
-            upstream_id=upstream_id,
-        )
-        self._by_id[stream_id] = stream
+    def open(self, opening: Opening) -> Stream:
+        """A new stream. Its id says whether its request may be sent again (RFC 9110, section 9.2.2)."""
+        stream = Stream(self, event_id.mint(repeatable=opening.method == "GET"), opening)
+        self._by_id[stream.id] = stream
         self.recount(stream)
         return stream
+
+    def name(self, stream: Stream, key: bytes) -> None:
+        """Makes a stream known under another key, in place of the one that was."""
+        stream.names.append(key)
+        self._by_name[key] = stream
+
+    def named(self, key: bytes) -> Stream | None:
+        return self._by_name.get(key)
 
     def recount(self, stream: Stream) -> None:
         """Takes note of what a stream holds now, and makes room where that is too much for all together."""
@@ -375,7 +389,7 @@ class Streams:
             timer.cancel()
         for stream in list(self):
             if stream.producer:
-                stream.producer.stop()
+                stream.producer.abandon()
 
     # Shelves
 
@@ -408,6 +422,9 @@ class Streams:
     def _forget(self, stream: Stream) -> None:
         del self._by_id[stream.id]
         self.memory -= stream.cost
+        for name in stream.names:
+            if self._by_name.get(name) is stream:
+                del self._by_name[name]
 
     # The budget
 

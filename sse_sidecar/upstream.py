@@ -1,135 +1,94 @@
-"""The producer: what reads an upstream into a stream, and decides how long.
+"""The producer: an EventSource toward the upstream, which reads it into a stream and decides how long.
 
 It belongs to the stream, not to a request: a client that leaves does not end it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from sse_sidecar import wire
-from sse_sidecar.clock import sleep
+from sse_sidecar import headers, wire
+from sse_sidecar.asking import ask_again
+from sse_sidecar.clock import spawn
 from sse_sidecar.decoding import DecodingError
-from sse_sidecar.errors import OriginError
-from sse_sidecar.origin import Exchange, Origin, request_head
+from sse_sidecar.repeats import Repeats, Verdict
 from sse_sidecar.streams import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import asyncio
 
+    from sse_sidecar.asking import Arrived, Ask
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.decoding import Decoder
     from sse_sidecar.errors import AnswerError
-    from sse_sidecar.headers import Field
-    from sse_sidecar.metrics import RouteMetrics
-    from sse_sidecar.origin import Head
+    from sse_sidecar.origin import Exchange
     from sse_sidecar.streams import Stream
+    from sse_sidecar.unread import Unread
 
 log = logging.getLogger(__name__)
 
-MAX_BACKOFF = 5.0
-
 TOO_LARGE = "An event of the upstream is larger than this proxy takes; the stream ends here."
 LOST = "The connection to the upstream was lost; the stream ends here."
+REFUSED = "The upstream was asked to go on with this stream and did not."
 GAP = "Events may be missing before the next one: the upstream was not being read, and gives no ids to ask by."
 
 
-class Ask(NamedTuple):
-    """A request as the upstream gets it, but for its body."""
-
-    origin: Origin
-    method: str
-    target: bytes
-    fields: list[Field]
-
-    def resuming(self, upstream_id: bytes) -> Ask:
-        """The same, asking for what comes after `upstream_id`, where there is one."""
-        added = [(b"Last-Event-ID", upstream_id)] if upstream_id else []
-        return self._replace(fields=[*self.fields, *added])
-
-    async def send(self) -> Exchange:
-        """Connects and sends the head. Raises an OriginError."""
-        exchange = await self.origin.connect()
-        exchange.send(request_head(self.method, self.target, self.fields), expects_body=self.method != "HEAD")
-        return exchange
-
-
-def backoff(retry: bytes | None) -> Iterator[float]:
-    """Seconds between attempts: the upstream's `retry` or 1 s, doubled to 5 s, with jitter."""
-    delay = int(retry) / 1000 if retry else 1.0
-    while True:
-        yield delay + random.random() / 10  # noqa: S311 - spreads clients
-        delay = max(delay, min(delay * 2, MAX_BACKOFF))
-
-
-async def ask_again(ask: Ask, *, retry: bytes | None, clock: Clock, within: float) -> tuple[Exchange, Head] | None:
-    """Asks until there is an answer that is no failure of the upstream's own; None after `within` seconds."""
-    give_up_at = clock.time() + within
-    for delay in backoff(retry):
-        answered = await _ask_once(ask)
-        if answered is not None:
-            return answered
-        if clock.time() + delay > give_up_at:
-            break
-        await sleep(clock, delay)
-    return None
-
-
-async def _ask_once(ask: Ask) -> tuple[Exchange, Head] | None:
-    exchange = None
-    try:
-        exchange = await ask.send()
-        head = await exchange.answer()
-        if head.status < 500:
-            answered, exchange = (exchange, head), None
-            return answered
-    except OriginError as error:
-        log.info("asked again: %s", error)
-    finally:
-        if exchange is not None:
-            exchange.close()
-    return None
-
-
 class Producer:
-    """Reads one upstream connection into a stream."""
+    """Reads an upstream into a stream, over one connection after the other where it may be asked again."""
 
-    def __init__(
-        self, stream: Stream, exchange: Exchange, decoder: Decoder, *, clock: Clock, counts: RouteMetrics
-    ) -> None:
+    def __init__(self, stream: Stream, ask: Ask, *, clock: Clock, unread: Unread) -> None:
         self._stream = stream
         self._settings = stream.settings
-        self._exchange = exchange
-        self._decoder = decoder
-        self._parser = wire.EventParser(stream.settings.max_event_bytes)
+        self._ask = ask
         self._clock = clock
-        self._counts = counts
+        self._counts = ask.counts
+        self._unread = unread
+        self._keeps_ids = stream.settings.ids == "keep"
+        self._marks = {_mark(line) for line in stream.settings.completion_marks}
+        # The connection, or the attempt to have one again.
+        self._exchange: Exchange | None = None
+        self._decoder: Decoder | None = None
+        self._parser = wire.EventParser(stream.settings.max_event_bytes)
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._paused = False
+        # What has been heard.
+        self._last: wire.Block | None = None
         self._lead = b""
-        self._unread_timer: Timer | None = None
-        self._stall_timer: Timer | None = None
+        self._repeats: Repeats | None = None
         self._heard_at = clock.time()
         self._stalled = False
+        self._stall_timer: Timer | None = None
 
-    def start(self, *, lead: bytes = b"") -> None:
+    def start(self, arrived: Arrived, *, lead: bytes = b"") -> None:
         """Begins to append. `lead` is a signal that is to stand just before the first event, whoever reads it when."""
-        self._lead = lead
         self._stream.producer = self
+        self._lead = lead
+        self._read(arrived)
+
+    def _read(self, arrived: Arrived) -> None:
+        self._exchange, self._decoder = arrived.exchange, arrived.decoder
+        self._parser = wire.EventParser(self._settings.max_event_bytes)
+        self._heard_at = self._clock.time()
         self._watch_stall()
-        self._exchange.start(self._on_data, self._on_end)
+        arrived.exchange.start(self._on_data, self._on_end)
+        if self._paused:
+            arrived.exchange.pause()
 
     # From the upstream
 
     def _on_data(self, data: bytes) -> None:
         self._heard_at = self._clock.time()
         self._stalled = False
+        assert self._decoder is not None  # noqa: S101 - set before the exchange is started
         try:
             for piece in self._decoder.pieces(data):
                 self._counts.bytes_in += len(piece)
                 self._append(self._parser.feed(piece))
                 if self._parser.too_large:
                     self.overflow()
+                if self._stream.ended:
                     return
         except DecodingError as error:
             log.warning("stream %.6s: its content coding is broken: %s", self._stream.id, error)
@@ -137,23 +96,15 @@ class Producer:
 
     def _append(self, blocks: list[bytes]) -> None:
         stream = self._stream
-        before = seq = stream.log.last
+        before = stream.log.last
         frames: list[bytes] = []
         parts: list[bytes | wire.Block] = []
         for raw in blocks:
-            block = wire.read_block(raw)
-            if block.upstream_id is not None:
-                stream.take_upstream_id(block.upstream_id)
-            if block.retry is not None:
-                stream.upstream_retry = block.retry
-            if block.kind is wire.Kind.EVENT:
-                seq += 1
-                frame = self._lead + wire.frame(block.body, seq, stream.suffix)
-                self._lead = b""
-                frames.append(frame)
-                parts.append(frame)
-            elif block.body:
-                parts.append(block)
+            made = self._frame(raw, before + len(frames) + 1)
+            if isinstance(made, bytes):
+                frames.append(made)
+            if made is not None:
+                parts.append(made)
         if frames:
             self._counts.events_in += len(frames)
             stream.append(frames)
@@ -161,12 +112,121 @@ class Producer:
             stream.publish(parts, before)
         stream.account(self._parser.pending)
 
+    def _frame(self, raw: bytes, seq: int) -> bytes | wire.Block | None:
+        """What a block is sent on as: a frame to be kept, a notice that is not, or nothing."""
+        stream = self._stream
+        block = wire.read_block(raw)
+        is_event = block.kind is wire.Kind.EVENT
+        if is_event and self._repeats and self._is_repeat(block):
+            return None
+        if block.retry is not None:
+            stream.upstream_retry = block.retry
+        if block.upstream_id is not None:
+            stream.take_upstream_id(block.upstream_id)
+        if is_event:
+            self._last = block
+        if self._keeps_ids and (is_event or block.upstream_id is not None):
+            return raw + b"\n\n"
+        if is_event:
+            lead, self._lead = self._lead, b""
+            return lead + wire.frame(block.body, seq, stream.suffix)
+        return block if block.body else None
+
+    def _is_repeat(self, block: wire.Block) -> bool:
+        assert self._repeats is not None  # noqa: S101 - asked for by the caller
+        verdict = self._repeats.check(block)
+        if verdict is Verdict.REPEAT:
+            self._counts.duplicates += 1
+            return True
+        self._repeats = None
+        if verdict is Verdict.RENUMBERED:
+            log.warning("stream %.6s: its upstream numbers each connection anew", self._stream.id)
+            self._lead = self._gap()
+        return False
+
     def _on_end(self, error: AnswerError | None) -> None:
-        if error is None:
-            self._finish(State.DORMANT if self._stream.repeatable else State.COMPLETE)
-        else:
+        # An event that was cut off after the mark means that the mark was not the end.
+        marked = self._is_marked() and not self._parser.pending
+        repeatable = self._stream.repeatable
+        if error is not None:
             log.info("stream %.6s: its upstream was lost: %s", self._stream.id, error)
+        if error is None and repeatable:
+            self._finish(State.COMPLETE if marked else State.DORMANT)
+        elif error is None:
+            self._finish(State.DORMANT if self._is_polled() else State.COMPLETE)
+        elif marked and not repeatable:
+            self._finish(State.COMPLETE)
+        elif self._may_reconnect():
+            self._reconnect()
+        else:
             self._lose()
+
+    def _is_marked(self) -> bool:
+        if self._last is None:
+            return False
+        return any(_mark(line) in self._marks for line in self._last.body.decode("utf-8", "replace").split("\n"))
+
+    def _is_polled(self) -> bool:
+        """Whether an MCP server closed the stream of a request before its response, to be asked for the rest by GET."""
+        is_mcp = headers.get(self._ask.fields, b"mcp-protocol-version") is not None
+        return is_mcp and bool(self._stream.upstream_id) and not _is_response(self._last)
+
+    # Reconnecting
+
+    def _may_reconnect(self) -> bool:
+        policy = self._settings.reconnect
+        if policy == "auto":
+            policy = "always" if self._stream.shared else "exact"
+        exact = self._last is not None and bool(self._last.upstream_id)
+        allowed = policy == "always" or (policy == "exact" and exact)
+        return allowed and self._stream.repeatable and bool(self._stream.readers) and not self._keeps_ids
+
+    def _reconnect(self) -> None:
+        self._let_go()
+        self._stream.reconnecting()
+        self._stream.account(0)
+        self._reconnecting = spawn(self._ask_until_answered(), name="reconnect")
+
+    async def _ask_until_answered(self) -> None:
+        stream = self._stream
+        answer = await ask_again(
+            self._ask.resuming(stream.upstream_id),
+            retry=stream.upstream_retry,
+            clock=self._clock,
+            within=self._settings.reconnect_timeout,
+            on_failure=lambda: stream.note(wire.WAITING),
+        )
+        self._reconnecting = None
+        if answer is None:
+            self._lose()
+        elif answer.decoder is not None:
+            self._go_on(answer)
+        else:
+            answer.exchange.close()
+            self._refused(answer.head.status)
+
+    def _go_on(self, answer: Arrived) -> None:
+        stream = self._stream
+        log.info("stream %.6s: its upstream goes on", stream.id)
+        if stream.upstream_id:
+            self._repeats = Repeats(stream.log, stream.id)
+        else:
+            self._lead = self._gap()
+        stream.live()
+        self._read(answer)
+
+    def _refused(self, status: int) -> None:
+        if status == 204:
+            self._finish(State.COMPLETE)
+            return
+        log.warning("stream %.6s: its upstream answered %d when asked again", self._stream.id, status)
+        self._stream.refused = True
+        self._counts.errors["upstream-lost"] += len(self._stream.readers)
+        self._finish(State.DORMANT, clean=False, final=wire.signal("upstream-lost", REFUSED), may_miss=True)
+
+    def _gap(self) -> bytes:
+        self._counts.errors["gap"] += len(self._stream.readers)
+        return wire.signal("gap", GAP, lost=None)
 
     # Ends
 
@@ -183,55 +243,98 @@ class Producer:
         self._finish(State.BROKEN, clean=False, final=wire.signal("too-large", TOO_LARGE))
 
     def stop(self) -> None:
-        """Ends at once, whoever reads."""
+        """The work is not wanted any more: complete, as nothing more is to come."""
+        self._finish(State.COMPLETE)
+
+    def abandon(self) -> None:
+        """The process ends."""
         self._finish(State.BROKEN, clean=False)
 
-    def _finish(self, state: State, *, clean: bool = True, final: bytes = b"", may_miss: bool = False) -> None:
-        for timer in (self._unread_timer, self._stall_timer):
-            if timer:
-                timer.cancel()
-        self._exchange.close()
-        self._stream.end(state, clean=clean, final=final, may_miss=may_miss)
-
-    # From the stream
-
-    def pause(self) -> None:
-        self._exchange.pause()
-
-    def resume(self) -> None:
-        self._exchange.resume()
-
-    def on_read(self) -> None:
-        if self._unread_timer:
-            self._unread_timer.cancel()
-            self._unread_timer = None
-
-    def on_unread(self) -> None:
-        """The last reader has left: its client may be on its way back."""
-        policy = self._settings.on_disconnect
-        if policy == "auto":
-            policy = "linger" if self._stream.repeatable else "finish"
-        waits = {"linger": self._settings.linger, "finish": self._settings.finish_timeout, "cancel": 0.0}
-        self._unread_timer = self._clock.call_later(waits[policy], self._give_up)
-
-    def _give_up(self) -> None:
-        """No one has come back for it. A GET may be asked again; a POST's work has been stopped half done."""
+    def give_up(self) -> None:
+        """No one has come back for it. A GET may be asked again; other work has been stopped half done."""
         log.info("stream %.6s: its upstream is let go of, without a reader", self._stream.id)
         if self._stream.repeatable:
             self._finish(State.DORMANT, may_miss=True)
         else:
             self._finish(State.BROKEN, clean=False, final=wire.signal("upstream-lost", LOST))
 
+    def _finish(self, state: State, *, clean: bool = True, final: bytes = b"", may_miss: bool = False) -> None:
+        self._unread.remove(self)
+        self._let_go()
+        if self._reconnecting:
+            self._reconnecting.cancel()
+        if self._keeps_ids:
+            final = b""
+        self._stream.end(state, clean=clean, final=final, may_miss=may_miss)
+
+    def _let_go(self) -> None:
+        if self._stall_timer:
+            self._stall_timer.cancel()
+        if self._exchange:
+            self._exchange.close()
+
+    # From the stream
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._exchange:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        # What was silent at our own wish has not stalled.
+        self._heard_at = self._clock.time()
+        if self._exchange:
+            self._exchange.resume()
+
+    def on_read(self) -> None:
+        self._unread.remove(self)
+
+    def on_unread(self, *, at_least: float = 0.0) -> None:
+        """The last reader has left: its client may be on its way back. `at_least` that many seconds are waited."""
+        repeatable = self._stream.repeatable
+        policy = "cancel" if self._keeps_ids or self._stream.cancels else self._settings.on_disconnect
+        if policy == "auto":
+            policy = "linger" if repeatable else "finish"
+        waits = {"cancel": 0.0, "linger": self._settings.linger, "finish": self._settings.finish_timeout}
+        seconds = max(waits[policy], at_least)
+        if seconds:
+            self._unread.add(self, seconds, repeatable=repeatable)
+        else:
+            self.give_up()
+
     # Stall
 
     def _watch_stall(self) -> None:
+        timeout = self._settings.stall_timeout
         quiet = self._clock.time() - self._heard_at
-        if quiet >= self._settings.stall_timeout and not self._stalled:
-            self._stalled = True
-            self._counts.stalls += 1
-            log.warning("stream %.6s: nothing from its upstream for %g s", self._stream.id, quiet)
-            self._stream.note(wire.WAITING)
-        left = self._settings.stall_timeout - quiet
-        self._stall_timer = self._clock.call_later(
-            left if left > 0 else self._settings.stall_timeout, self._watch_stall
-        )
+        if quiet >= timeout and not self._stalled and not self._paused:
+            self._on_stall(quiet)
+            if self._stream.ended or self._reconnecting:
+                return
+        self._stall_timer = self._clock.call_later(timeout - quiet if quiet < timeout else timeout, self._watch_stall)
+
+    def _on_stall(self, quiet: float) -> None:
+        self._stalled = True
+        self._counts.stalls += 1
+        log.warning("stream %.6s: nothing from its upstream for %g s", self._stream.id, quiet)
+        self._stream.note(wire.WAITING)
+        if self._settings.on_stall == "reconnect" and self._may_reconnect():
+            self._reconnect()
+
+
+def _mark(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name, value.removeprefix(" ")
+
+
+def _is_response(block: wire.Block | None) -> bool:
+    """Whether an event is a JSON-RPC response (JSON-RPC 2.0, section 5), or a batch with one."""
+    lines = block.body.split(b"\n") if block else []
+    data = b"\n".join(line.partition(b":")[2] for line in lines if line.startswith(b"data"))
+    try:
+        message = json.loads(data)
+    except ValueError:
+        return False
+    messages = message if isinstance(message, list) else [message]
+    return any(isinstance(item, dict) and ("result" in item or "error" in item) for item in messages)

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
+_RETRY_DIGITS = 9  # more is over ten days; it passes, but is not kept
 
 
 class Kind(Enum):
@@ -128,7 +129,7 @@ def _read_lines(block: bytes) -> Block:
             # An id that holds a NUL is ignored by the standard, but is no id of ours either: it goes.
             upstream_id = upstream_id if b"\0" in value else value
             continue
-        if name == b"retry" and value.isdigit():
+        if name == b"retry" and value.isdigit() and len(value) <= _RETRY_DIGITS:
             retry = value
         kept.append(line)
     return Block(_kind(names), b"\n".join(kept), upstream_id, retry)

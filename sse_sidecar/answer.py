@@ -1,0 +1,225 @@
+"""What a client of a stream is sent, from the head to the end."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING, NamedTuple
+
+from sse_sidecar import headers, wire
+from sse_sidecar.asking import ask_again
+from sse_sidecar.delivery import Heart, Reader
+from sse_sidecar.downstream import ClientClass
+from sse_sidecar.errors import Overloaded
+from sse_sidecar.event_id import suffix
+from sse_sidecar.streams import State
+from sse_sidecar.upstream import GAP, LOST, REFUSED
+
+if TYPE_CHECKING:
+    from sse_sidecar.asked import Asked
+    from sse_sidecar.clock import Clock, Timer
+    from sse_sidecar.downstream import Client
+    from sse_sidecar.headers import Field
+    from sse_sidecar.opening import Opener
+    from sse_sidecar.streams import Stream, Streams
+
+log = logging.getLogger(__name__)
+
+_MCP_WITH_PRIMING = b"2025-11-25"
+
+
+class Ending(NamedTuple):
+    """How an answer ends: with a signal or without, and whether as a whole."""
+
+    final: bytes
+    clean: bool
+
+
+class Answers:
+    """Delivers streams, and what follows them."""
+
+    def __init__(self, streams: Streams, opener: Opener, clock: Clock) -> None:
+        self._streams = streams
+        self._opener = opener
+        self._clock = clock
+        self._heart = Heart(clock)
+        self.readers: dict[Reader, Client] = {}
+        """Those who are being delivered to."""
+
+    async def deliver(
+        self, asked: Asked, stream: Stream, cursor: int, status: str, *, signal: bytes = b"", cookies: bool = False
+    ) -> None:
+        """Answers with what lies after `cursor`, and with what comes, until there is no more.
+
+        `signal` stands before it. `cookies` says whether this is the client whom the upstream answered.
+        """
+        client = asked.client
+        reader = Reader(client, stream, cursor, dialect=_dialect(asked), clock=self._clock, counts=asked.counts)
+        resumes = asked.token is not None and asked.token.stream_id == stream.id
+        client.begin(200, _fields(stream, status, cookies=cookies))
+        client.hold(self._opening(asked, reader, resumes=resumes) + signal)
+        goes_on = stream.state is State.DORMANT and resumes
+        self.readers[reader] = client
+        rotation = self._rotate(asked, reader, resumes=resumes)
+        try:
+            with self._heart.beating_for(reader):
+                await reader.follow(resumed=resumes)
+                ending = Ending(stream.final, stream.clean)
+                if goes_on and not reader.done:
+                    ending = await self._go_on(asked, reader)
+        finally:
+            del self.readers[reader]
+            rotation.cancel() if rotation else None
+        if not client.gone:
+            _finish(client, reader, ending)
+
+    def _opening(self, asked: Asked, reader: Reader, *, resumes: bool) -> bytes:
+        stream, cursor = reader.stream, reader.cursor
+        if asked.settings.ids == "keep":
+            return b""
+        if resumes and asked.token is not None and asked.token.seq == cursor:
+            own = suffix(stream.id, asked.token.upstream_id or b"")
+        else:
+            own = stream.base_suffix if cursor == stream.log.base else stream.id.encode()
+        retry = stream.next_retry(resumed=resumes, jitter=random.random())  # noqa: S311 - spreads clients
+        return _priming(asked.client, cursor, own) + wire.notice(wire.retry(retry), reader.dialect)
+
+    def _rotate(self, asked: Asked, reader: Reader, *, resumes: bool) -> Timer | None:
+        """Total-duration caps of load balancers are not beaten by heartbeats, only by coming back before them."""
+        age = asked.settings.max_connection_age
+        comes_back = asked.client.client_class is ClientClass.EVENT_SOURCE or (asked.is_mcp and resumes)
+        if not age or not comes_back:
+            return None
+        return self._clock.call_later(age * random.uniform(0.8, 1.0), reader.dismiss)  # noqa: S311
+
+    def dismiss(self, reader: Reader) -> None:
+        """Sends an EventSource away at an event boundary: it comes back, to another instance."""
+        if reader in self.readers and self.readers[reader].client_class is ClientClass.EVENT_SOURCE:
+            reader.dismiss(wire.notice(wire.retry(later_ms()), reader.dialect))
+
+    # After a dormant stream
+
+    async def _go_on(self, asked: Asked, reader: Reader) -> Ending:
+        """Goes on for a client that came back to a dormant stream: what an EventSource would do.
+
+        What comes is a new stream in the same answer: no log ever holds events that were fetched with the credentials
+        of another client.
+        """
+        asked.client.flush()
+        following: Stream | Ending | None = self._shared_now(asked)
+        if following is None:
+            reader.waiting = True
+            following = await self._ask_for_more(asked, reader)
+            reader.waiting = False
+        if isinstance(following, Ending):
+            return following
+        reader.switch(following)
+        asked.client.hold(_priming(asked.client, reader.cursor, following.base_suffix))
+        await reader.follow()
+        return Ending(following.final, following.clean)
+
+    def _shared_now(self, asked: Asked) -> Stream | None:
+        """The stream that others of a shared route read meanwhile."""
+        stream = self._streams.named(asked.key) if asked.shared else None
+        return None if stream is None or stream.ended else stream
+
+    async def _ask_for_more(self, asked: Asked, reader: Reader) -> Stream | Ending:
+        dormant = reader.stream
+        ask = asked.ask if dormant.repeatable else asked.ask.as_get()
+        answer = await ask_again(
+            ask.resuming(dormant.upstream_id),
+            retry=dormant.upstream_retry,
+            clock=self._clock,
+            within=asked.settings.reconnect_timeout,
+            on_failure=lambda: asked.client.write(wire.notice(wire.WAITING, reader.dialect)),
+        )
+        if answer is None:
+            return _lost(asked, LOST)
+        if answer.decoder is not None:
+            return self._opener.open(asked, answer, after=dormant, lead=_hole(asked, dormant))
+        answer.exchange.close()
+        if answer.head.status == 204:
+            dormant.complete()
+            return Ending(b"", clean=True)
+        log.warning("stream %.6s: its upstream answered %d when asked again", dormant.id, answer.head.status)
+        dormant.refused = True
+        return _lost(asked, REFUSED)
+
+
+def _hole(asked: Asked, dormant: Stream) -> bytes:
+    if not dormant.may_miss:
+        return b""
+    asked.counts.errors["gap"] += 1
+    return wire.signal("gap", GAP, lost=None)
+
+
+def over(client: Client, stream: Stream) -> None:
+    """Nothing more will come. 204 stops a browser's EventSource; fetch clients in a page fail on a missing body."""
+    fields = _fields(stream, "resumed", cookies=False)
+    if client.method == "GET" and client.client_class is not ClientClass.PAGE:
+        client.respond(204, fields)
+    else:
+        client.begin(200, fields)
+        client.end()
+
+
+def later(asked: Asked, why: str) -> None:
+    """ "Try again": a status other than 200 would end a browser's EventSource for good."""
+    asked.counts.errors[why] += 1
+    log.warning("%s: not now: %s", asked.route.name, why)
+    if asked.client.client_class is ClientClass.EVENT_SOURCE:
+        try_again(asked.client)
+    else:
+        asked.client.problem(Overloaded, (b"Retry-After", b"%d" % random.randint(2, 5)))  # noqa: S311
+
+
+def try_again(client: Client) -> None:
+    client.begin(200, headers.try_again_answer(client.headers))
+    client.hold(wire.notice(wire.retry(later_ms()), wire.Dialect.BLOCK))
+    client.end()
+
+
+def later_ms() -> int:
+    return random.randint(2000, 5000)  # noqa: S311 - spreads clients
+
+
+def _fields(stream: Stream, status: str, *, cookies: bool) -> list[Field]:
+    if stream.settings.ids == "keep":
+        return headers.unbuffered(stream.headers)
+    of = stream.headers if cookies else headers.without_cookies(stream.headers)
+    return headers.event_stream_answer(of, stream.id, status)
+
+
+def _finish(client: Client, reader: Reader, ending: Ending) -> None:
+    """The terminating chunk says "complete" to every fetch client, so only what is complete gets it."""
+    if reader.done:
+        client.hold(reader.come_back)
+        client.end()
+        return
+    client.hold(ending.final)
+    if ending.clean or client.client_class is ClientClass.EVENT_SOURCE:
+        client.end()
+    else:
+        client.cut()
+
+
+def _lost(asked: Asked, message: str) -> Ending:
+    asked.counts.errors["upstream-lost"] += 1
+    return Ending(wire.signal("upstream-lost", message), clean=False)
+
+
+def _dialect(asked: Asked) -> wire.Dialect:
+    """Page code often splits on blank lines, unless it is fetch-event-source, which asks as EventSource does."""
+    if asked.settings.dialect != "auto":
+        return wire.Dialect[asked.settings.dialect.upper()]
+    of = asked.client.client_class
+    splits = of is ClientClass.PAGE and not headers.accepts_only_event_stream(asked.client.headers)
+    return wire.Dialect.BLOCK if splits or of is ClientClass.EVENT_SOURCE else wire.Dialect.LINE
+
+
+def _priming(client: Client, cursor: int, own: bytes) -> bytes:
+    if headers.get(client.headers, b"mcp-protocol-version") == _MCP_WITH_PRIMING:
+        return wire.priming(cursor, own, data=True)
+    if client.client_class is ClientClass.EVENT_SOURCE:
+        return wire.priming(cursor, own, data=False)
+    return b""
