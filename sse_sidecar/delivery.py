@@ -58,6 +58,9 @@ class Reader:
         self.stream.attach(self)
         try:
             while not self.done:
+                if self._client.backed_up:
+                    await self._drain()
+                    continue
                 if await self._replay():
                     continue
                 if self.stream.ended:
@@ -81,7 +84,7 @@ class Reader:
         self.cursor = last
         self.wrote_at = self._clock.time()
         self.stream.on_advance()
-        await (self._drain() if self._client.backed_up else asyncio.sleep(0))
+        await asyncio.sleep(0)
         return True
 
     async def _drain(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from sse_sidecar.app import Sidecar
+from tests import harness
 from tests.harness import Asked, ManualClock, Response, Upstream, port_of, request, start_sidecar
 
 StartSidecar = Callable[..., Awaitable[Sidecar]]
@@ -50,8 +51,19 @@ async def start(upstream: Upstream, clock: ManualClock) -> AsyncIterator[StartSi
 
 
 @pytest.fixture
-async def sidecar(start: StartSidecar) -> Sidecar:
-    return await start()
+def settings() -> dict[str, Any]:
+    """What the sidecar is started with; see `with_settings`."""
+    return {}
+
+
+def with_settings(**values: Any) -> pytest.MarkDecorator:
+    """Marks a test: its sidecar is started with these settings, as in the TOML file."""
+    return pytest.mark.parametrize("settings", [values], ids=["-".join(values)])
+
+
+@pytest.fixture
+async def sidecar(start: StartSidecar, settings: dict[str, Any]) -> Sidecar:
+    return await start(**settings)
 
 
 @pytest.fixture
@@ -65,6 +77,23 @@ async def ask(sidecar: Sidecar) -> AsyncIterator[Ask]:
         return response
 
     yield asking
+    for response in responses:
+        response.close()
+
+
+Connect = Callable[[], Awaitable[Response]]
+
+
+@pytest.fixture
+async def connect(sidecar: Sidecar) -> AsyncIterator[Connect]:
+    """Opens a connection to the sidecar, for requests that are written byte by byte; all are closed at the end."""
+    responses: list[Response] = []
+
+    async def connecting() -> Response:
+        responses.append(await harness.connect(port_of(sidecar)))
+        return responses[-1]
+
+    yield connecting
     for response in responses:
         response.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,11 @@ class ManualClock:
     def pending(self) -> int:
         """Timers that have been asked for and not called off."""
         return sum(not timer.cancelled for _, _, timer in self._due)
+
+    @property
+    def next_in(self) -> float:
+        """Seconds until the next timer is due; infinite where there is none."""
+        return min((at - self._now for at, _, timer in self._due if not timer.cancelled), default=float("inf"))
 
     def advance(self, seconds: float) -> None:
         until = self._now + seconds
@@ -184,6 +190,12 @@ class Response(Message):
         return found
 
     @property
+    def shown(self) -> bytes:
+        """The body with what differs from run to run written out: the stream's id, and the sidecar's own retry."""
+        known = self.body.replace(self.stream_id.encode(), b"ID")
+        return re.sub(rb"\bretry: [1-5]\d{3}\b", b"retry: OWN", known)
+
+    @property
     def last_id(self) -> str:
         """The last id the client has been given."""
         ids = [
@@ -193,6 +205,17 @@ class Response(Message):
             if line[:3] == b"id:"
         ]
         return ids[-1].decode()
+
+    async def send(self, raw: bytes) -> None:
+        """Writes a part of the request; see `connect`."""
+        self.writer.write(raw)
+        await self.writer.drain()
+
+
+async def connect(port: int) -> Response:
+    """A connection on which nothing has been said yet: its test writes the request itself."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    return Response(reader, writer)
 
 
 async def request(
@@ -281,6 +304,9 @@ class Upstream:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=1 << 20)
         self.port = self._server.sockets[0].getsockname()[1]
 
+    async def start_unix(self, path: str) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, path, limit=1 << 20)
+
     async def stop(self) -> None:
         """Stops listening and resets every connection: what a crash looks like. May be started again on its port."""
         if self._server:
@@ -324,6 +350,15 @@ async def start_sidecar(upstream: str, clock: ManualClock | None = None, **setti
     sidecar = Sidecar(loaded, clock)
     await sidecar.start()
     return sidecar
+
+
+async def scrape(sidecar: Sidecar) -> dict[str, float]:
+    """The metrics, as the admin port gives them: `name{label="value"}` and the number."""
+    assert sidecar.admin_address is not None
+    response = await request(sidecar.admin_address.port, "/metrics", headers={"Connection": "close"})
+    lines = (await response.read_to_end()).decode().splitlines()
+    response.close()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
 def port_of(sidecar: Sidecar) -> int:

@@ -6,11 +6,11 @@ Slow and obvious, on the whole stream at once; it shares no line and no idea wit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# "... a U+000D U+000A pair, a single U+000A not preceded by U+000D, and a single U+000D not followed by U+000A being
-# the ways in which a line can end."
+# "... a U+000D CARRIAGE RETURN U+000A LINE FEED (CRLF) character pair, a single U+000A LINE FEED (LF) character not
+# preceded by a U+000D CARRIAGE RETURN (CR) character, and a single U+000D CARRIAGE RETURN (CR) character not followed
+# by a U+000A LINE FEED (LF) character being the ways in which a line can end."
 _LINE_END = re.compile("\r\n|\n|\r")
 
 
@@ -22,64 +22,65 @@ class Dispatched(NamedTuple):
     last_event_id: str
 
 
-@dataclass
-class Interpreted:
-    """What a whole stream came to. `last_event_id` is the event source's, which is set only where a block ends."""
-
-    events: list[Dispatched] = field(default_factory=list)
-    last_event_id: str = ""
-    retry: int | None = None
-    comments: list[str] = field(default_factory=list)
-
-
-def interpret(stream: bytes) -> Interpreted:
+def interpret(stream: bytes) -> EventSource:
+    """What a whole stream comes to."""
     # "Streams must be decoded using the UTF-8 decode algorithm", which "strips one leading BOM, if any".
     text = stream.decode("utf-8", errors="replace").removeprefix("\ufeff")
-    result = Interpreted()
-    data_buffer = event_type_buffer = last_event_id_buffer = ""
+    source = EventSource()
     # What stands after the last line end is no line. "Once the end of the file is reached, any pending data must be
-    # discarded", so what has not been dispatched when the loop ends is lost.
+    # discarded": what has not been dispatched by then is lost.
     for line in _LINE_END.split(text)[:-1]:
-        if line == "":  # "If the line is empty: dispatch the event"
-            # "Set the last event ID string of the event source to the value of the last event ID buffer. The buffer
-            # does not get reset."
-            result.last_event_id = last_event_id_buffer
-            # "If the data buffer is an empty string, set the data buffer and the event type buffer to the empty
-            # string and return."
-            if data_buffer == "":
-                event_type_buffer = ""
-                continue
-            # "If the data buffer's last character is a U+000A LINE FEED, then remove the last character."
-            if data_buffer[-1] == "\n":
-                data_buffer = data_buffer[:-1]
-            event_type = "message" if event_type_buffer == "" else event_type_buffer
-            result.events.append(Dispatched(event_type, data_buffer, result.last_event_id))
-            data_buffer = event_type_buffer = ""
-            continue
-        if line[0] == ":":  # "If the line starts with a U+003A COLON character: ignore the line"
-            result.comments.append(line[1:])
-            continue
-        if ":" in line:
-            # "Collect the characters on the line before the first U+003A COLON character, and let field be that
-            # string. Collect the characters after the first colon, and let value be that string. If value starts with
-            # a U+0020 SPACE character, remove it from value."
-            name, value = line.split(":", 1)
-            if value != "" and value[0] == " ":
-                value = value[1:]
+        source.process_line(line)
+    return source
+
+
+class EventSource:
+    """The buffers of the standard, and what came out of them."""
+
+    def __init__(self) -> None:
+        self.events: list[Dispatched] = []
+        self.comments: list[str] = []
+        self.last_event_id = ""
+        """Of the event source, not of the buffer: it is set where a block ends."""
+        self.retry: int | None = None
+        """The reconnection time, where the stream has set it."""
+        self._data_buffer = ""
+        self._event_type_buffer = ""
+        self._last_event_id_buffer = ""
+
+    def process_line(self, line: str) -> None:
+        if line == "":  # "If the line is empty (a blank line): dispatch the event"
+            self._dispatch()
+        elif line[0] == ":":  # "If the line starts with a U+003A COLON character (:): ignore the line"
+            self.comments.append(line[1:])
+        elif ":" in line:
+            # "Collect the characters on the line before the first U+003A COLON character (:), and let field be that
+            # string. Collect the characters on the line after [it], and let value be that string. If value starts
+            # with a U+0020 SPACE character, remove it from value."
+            field, value = line.split(":", 1)
+            self._process_field(field, value[1:] if value[:1] == " " else value)
         else:  # "using the whole line as the field name, and the empty string as the field value"
-            name, value = line, ""
-        if name == "event":
-            event_type_buffer = value
-        elif name == "data":
-            data_buffer += value + "\n"
-        elif name == "id":
-            # "If the field value does not contain U+0000 NULL, then set the last event ID buffer to the field value.
-            # Otherwise, ignore the field."
-            if "\0" not in value:
-                last_event_id_buffer = value
-        elif name == "retry" and re.fullmatch("[0-9]+", value):
-            # "If the field value consists of only ASCII digits, then interpret the field value as an integer in base
-            # ten, and set the event stream's reconnection time to that integer."
-            result.retry = int(value)
-        # "Otherwise: the field is ignored."
-    return result
+            self._process_field(line, "")
+
+    def _process_field(self, field: str, value: str) -> None:
+        if field == "event":
+            self._event_type_buffer = value
+        elif field == "data":
+            self._data_buffer += value + "\n"
+        elif field == "id" and "\0" not in value:
+            self._last_event_id_buffer = value
+        elif field == "retry" and re.fullmatch("[0-9]+", value):
+            self.retry = int(value, base=10)
+
+    def _dispatch(self) -> None:
+        # "Set the last event ID string of the event source to the value of the last event ID buffer. The buffer does
+        # not get reset."
+        self.last_event_id = self._last_event_id_buffer
+        # "If the data buffer is an empty string, set the data buffer and the event type buffer to the empty string
+        # and return."
+        if self._data_buffer != "":
+            # "If the data buffer's last character is a U+000A LINE FEED (LF) character, then remove the last
+            # character from the data buffer." As each `data` field adds one, it always is.
+            data = self._data_buffer[:-1]
+            self.events.append(Dispatched(self._event_type_buffer or "message", data, self.last_event_id))
+        self._data_buffer = self._event_type_buffer = ""

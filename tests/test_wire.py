@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import accumulate, product, takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, product, takewhile
+from typing import Any, NamedTuple
 
+import httpx_sse._decoders
+import openai._streaming
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from openai._streaming import SSEDecoder
 
 from sse_sidecar import wire
 from sse_sidecar.wire import Block, Dialect, EventParser, Kind, read_block
 from tests.reference import interpret
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 BOM = b"\xef\xbb\xbf"
 SUFFIX = b"g" + 22 * b"A"
 NO_LIMIT = 1 << 30
 LINE_END = re.compile(rb"\r\n|\n|\r")
 
-any_stream = settings(max_examples=400, deadline=None)
+any_stream = settings(max_examples=250, deadline=None)
 
 
 # Hand-made cases
@@ -323,10 +322,6 @@ def test_only_a_block_with_an_event_field_is_ended_in_both_dialects(
     assert (as_block, as_line) == (wire.quiet(block, Dialect.BLOCK), wire.quiet(block, Dialect.LINE))
 
 
-def test_a_block_of_nothing_but_an_id_is_no_blank_line_in_the_line_dialect() -> None:
-    assert b"" == wire.quiet(read_block(b"id: 5"), Dialect.LINE)
-
-
 def test_priming_sets_the_last_event_id_and_dispatches_nothing() -> None:
     primed = interpret(wire.priming(7, SUFFIX, data=False))
     assert ([], "7-" + SUFFIX.decode()) == (primed.events, primed.last_event_id)
@@ -343,6 +338,10 @@ def test_a_signal_is_an_event_of_its_own_type_with_a_json_error_and_no_id() -> N
     token = "1-" + SUFFIX.decode()
     assert ("sse-sidecar", token) == (seen.events[1].type, seen.events[1].last_event_id)
     assert {"error": {"code": "gap", "message": message, "lost": 3}} == json.loads(seen.events[1].data)
+
+
+def test_a_chunk_is_its_size_in_hex_and_its_bytes() -> None:
+    assert b"1a\r\nabcdefghijklmnopqrstuvwxyz\r\n" == wire.chunk(b"abcdefghijklmnopqrstuvwxyz")
 
 
 # Any bytes in any chunking. The strategy keeps to the alphabet of the format, or nothing would ever be an event.
@@ -376,13 +375,13 @@ class Chunked(NamedTuple):
 
 def cut(stream: bytes, at: Sequence[int]) -> Chunked:
     points = [0, *sorted(point % (len(stream) + 1) for point in at), len(stream)]
-    return Chunked(stream, [stream[start:end] for start, end in zip(points, points[1:], strict=False)])
+    return Chunked(stream, [stream[start:end] for start, end in pairwise(points)])
 
 
 def chunked(stream: st.SearchStrategy[bytes] = streams) -> st.SearchStrategy[Chunked]:
     cuts = st.lists(st.integers(0, 1000), max_size=20)
-    byte_by_byte = st.just(range(1000))
-    return st.builds(cut, stream, st.one_of(cuts, cuts, byte_by_byte))
+    byte_by_byte = stream.map(lambda whole: Chunked(whole, pieces(whole, 1)))
+    return st.one_of(st.builds(cut, stream, cuts), byte_by_byte)
 
 
 def ended(stream: bytes) -> bytes:
@@ -391,14 +390,17 @@ def ended(stream: bytes) -> bytes:
 
 
 def forwarded(chunks: Iterable[bytes], dialect: Dialect) -> list[tuple[Kind, bytes]]:
-    """What a client is sent of a stream, block by block. Every answer begins with a `retry:`."""
+    """What a client is sent of a stream, block by block, as the producer has it.
+
+    Every answer begins with a `retry:`, and a block of which nothing is left without its id is not sent on.
+    """
     sent = [(Kind.QUIET, wire.notice(wire.retry(1000), dialect))]
     seq = 0
     for block in map(read_block, blocks(chunks)):
         if block.kind is Kind.EVENT:
             seq += 1
             sent.append((block.kind, wire.frame(block.body, seq, SUFFIX)))
-        else:
+        elif block.body:
             sent.append((block.kind, wire.quiet(block, dialect)))
     return sent
 
@@ -432,16 +434,31 @@ def test_nothing_but_ids_line_ends_and_blank_lines_is_changed(source: Chunked) -
     assert kept == [line for line in sent if line and not line.endswith(SUFFIX)]
 
 
+def decoded(stream: bytes, decoder: Any) -> list[tuple[str, str]]:
+    seen = [decoder.decode(line) for line in stream.decode(errors="replace").split("\n")[:-1]]
+    return [(it.event or "message", it.data) for it in seen if it is not None]
+
+
 @any_stream
 @given(chunked())
-@example(cut(b"data: x\n\nid: 5\n\ndata: y\n\n", ()))
-def test_the_decoder_of_the_openai_sdk_sees_no_event_more_in_the_line_dialect(source: Chunked) -> None:
-    # A block with an event field is sent as the upstream sent it, and is an event to this decoder with or without us.
+@example(cut(b"data: x\n\nid: 5\n\n: c\n\nretry: 7\n\ndata: y\n\n", ()))
+def test_decoders_that_dispatch_at_any_blank_line_see_no_event_more_in_the_line_dialect(source: Chunked) -> None:
+    # A block with an event field is sent as the upstream sent it, and is an event to them with or without us.
     sent = joined([part for part in forwarded(source.chunks, Dialect.LINE) if part[0] is not Kind.FIELDS])
-    decoder = SSEDecoder()
-    seen = [decoder.decode(line) for line in sent.decode(errors="replace").split("\n")[:-1]]
     expected = [(it.type, it.data) for it in interpret(source.stream).events]
-    assert expected == [(it.event or "message", it.data) for it in seen if it is not None]
+    assert expected == decoded(sent, openai._streaming.SSEDecoder())
+    assert expected == decoded(sent, httpx_sse._decoders.SSEDecoder())
+
+
+def test_a_notice_between_events_dispatches_nothing_in_its_dialect() -> None:
+    first, second = wire.frame(b"data: x", 1, SUFFIX), wire.frame(b"data: y", 2, SUFFIX)
+    for body in (wire.HEARTBEAT, wire.WAITING, wire.retry(1000)):
+        for dialect in Dialect:
+            sent = first + wire.notice(body, dialect) + second
+            assert ["x", "y"] == [it.data for it in interpret(sent).events]
+        sent = first + wire.notice(body, Dialect.LINE) + second
+        assert [("message", "x"), ("message", "y")] == decoded(sent, openai._streaming.SSEDecoder())
+        assert [("message", "x"), ("message", "y")] == decoded(sent, httpx_sse._decoders.SSEDecoder())
 
 
 @any_stream
