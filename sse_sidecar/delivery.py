@@ -58,6 +58,7 @@ class Reader:
             while not self.done:
                 if self._client.backed_up:
                     await self._client.drain()
+                    continue
                 if await self._replay():
                     continue
                 if self.stream.ended:

@@ -149,7 +149,7 @@ class Client:
     @property
     def backed_up(self) -> bool:
         """The peer takes less than it is sent; `drain` waits for it."""
-        return self._protocol.writing_paused
+        return self._protocol.writing_paused and self._request.transport is not None
 
     def begin(self, status: int, fields: headers.Headers, reason: bytes = b"") -> None:
         """Sets the head. A body without a length is chunked, or ends with the connection on HTTP/1.0."""
