@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "SSE_SIDECAR_"
 
-# What Kubernetes puts into every pod beside a Service called `sse-sidecar`; none of it is meant for us.
-_SERVICE_LINK = re.compile(r"(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT|PORT_\d+_.*)")
+# What Kubernetes puts into every pod beside Services called `sse-sidecar` or `sse-sidecar-…`; it is not meant for us.
+_SERVICE_LINK = re.compile(r"(?:.*_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT|PORT_\d+_.*)")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?")
 
 
 class Address(NamedTuple):
@@ -62,21 +63,24 @@ def upstream_url(value: Any) -> Upstream:
         port = parts.port
     except ValueError:
         raise ValueError(expected) from None
-    if parts.scheme == "unix" and parts.path and not parts.netloc:
+    if parts.scheme == "unix" and parts.path and not (parts.netloc or parts.query or parts.fragment):
         return Upstream("localhost", 80, socket=parts.path)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc or port == 0 or not _HOST.fullmatch(host):
         raise ValueError(expected)
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError(expected + ", without a path: a request's own path is used")
     tls = parts.scheme == "https"
-    return Upstream(parts.hostname, port or (443 if tls else 80), tls)
+    return Upstream(host, port or (443 if tls else 80), tls)
 
 
 def listen_address(value: Any) -> Address:
     host, colon, port = str(value).rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    host = host.strip("[]")
+    known = not host or _HOST.fullmatch(host)
+    if not colon or not known or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("HOST:PORT, as in 127.0.0.1:8080 or [::]:8080")
-    return Address(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 - ":8080" asks for it
+    return Address(host or "0.0.0.0", int(port))  # noqa: S104 - ":8080" asks for it
 
 
 def optional_address(value: Any) -> Address | None:
@@ -88,7 +92,7 @@ def _number(value: Any, expected: str) -> float:
         raise ValueError(expected)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(expected) from None
     if not 0 <= number < float("inf"):
         raise ValueError(expected)
@@ -133,10 +137,14 @@ _UNITS = {
 
 
 def size(value: Any) -> int:
+    expected = "a size above 0, as in 512MiB or a number of bytes"
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", "" if isinstance(value, bool) else str(value))
-    if match is None or match[2].lower() not in _UNITS or not float(match[1]):
-        raise ValueError("a size above 0, as in 512MiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(expected)
+    amount = float(match[1]) * _UNITS[match[2].lower()]
+    if not 1 <= amount < float("inf"):
+        raise ValueError(expected)
+    return int(amount)
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:
@@ -181,6 +189,13 @@ def control_prefix(value: Any) -> str:
     if value == "" or (isinstance(value, str) and re.fullmatch(r"/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]", value)):
         return str(value)
     raise ValueError('a path that begins with / and does not end with it, or "" for none')
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    members = names(value)
+    if not all(re.fullmatch(r"https?://[^\s/?#@]+", member) for member in members):
+        raise ValueError("a list of origins, as in https://example.com")
+    return members
 
 
 def host_choice(value: Any) -> str:
@@ -335,7 +350,7 @@ class Settings(StreamSettings):
         'Where the sidecar\'s own paths are on the main port; "" for nowhere.',
     )
     control_origins: tuple[str, ...] = setting(
-        (), names, "Origins whose pages may use the sidecar's own paths, as in https://example.com."
+        (), origins, "Origins whose pages may use the sidecar's own paths, as in https://example.com."
     )
     drain_delay: float = setting(0.0, seconds, "Seconds between a failing /readyz and the drain; 5 in Kubernetes.")
     drain_timeout: float = setting(10.0, positive_seconds, "Seconds that streams may run on after SIGTERM.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import brotli
 
@@ -45,28 +45,36 @@ class Identity:
 
 
 class _Zlib:
-    """gzip and deflate; the latter comes with and without the zlib header, against the RFC."""
+    """gzip and deflate. What follows the end is dropped, as browsers do."""
 
-    def __init__(self, *, deflate: bool) -> None:
-        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-        self._may_be_raw = deflate
+    def __init__(self, wbits: int) -> None:
+        self._inflate = zlib.decompressobj(wbits)
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        while data:
-            yield self._piece(data)
+        while data and not self._inflate.eof:
+            try:
+                yield self._inflate.decompress(data, PIECE)
+            except zlib.error as error:
+                raise DecodingError(str(error)) from error
             data = self._inflate.unconsumed_tail
 
-    def _piece(self, data: bytes) -> bytes:
-        try:
-            piece = self._inflate.decompress(data, PIECE)
-        except zlib.error as error:
-            if not self._may_be_raw:
-                raise DecodingError(str(error)) from error
-            self._may_be_raw = False
-            self._inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-            return self._piece(data)
-        self._may_be_raw = False
-        return piece
+
+class _Deflate:
+    """deflate comes with the zlib header that the RFC asks for, and without it; two bytes tell (RFC 1950, 2.2)."""
+
+    def __init__(self) -> None:
+        self._start = b""
+        self._inflate: _Zlib | None = None
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        if self._inflate is None:
+            self._start += data
+            if len(self._start) < 2:
+                return
+            data = self._start
+            is_zlib = data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2]) % 31 == 0
+            self._inflate = _Zlib(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+        yield from self._inflate.pieces(data)
 
 
 class _Brotli:
@@ -74,32 +82,55 @@ class _Brotli:
         self._inflate = brotli.Decompressor()
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
+        if self._inflate.is_finished():
+            return
         try:
-            yield self._inflate.process(data, output_buffer_limit=PIECE)
-            while not self._inflate.can_accept_more_data():
-                yield self._inflate.process(b"", output_buffer_limit=PIECE)
+            piece = self._inflate.process(data, output_buffer_limit=PIECE)
+            while piece:
+                yield piece
+                piece = b"" if self._inflate.is_finished() else self._inflate.process(b"", output_buffer_limit=PIECE)
         except brotli.error as error:
             raise DecodingError(str(error)) from error
 
 
 class _Zstd:
+    """Frames one after the other (RFC 8878, section 3), each with a window of at most 8 MiB (RFC 9659, section 3)."""
+
+    _MAGIC = b"\x28\xb5\x2f\xfd"
+    _OPTIONS: ClassVar = {zstd.DecompressionParameter.window_log_max: 23}
+
     def __init__(self) -> None:
-        self._inflate = zstd.ZstdDecompressor()
+        self._inflate = zstd.ZstdDecompressor(options=self._OPTIONS)
+        self._start = b""
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        try:
-            yield self._inflate.decompress(data, PIECE)
-            while not (self._inflate.needs_input or self._inflate.eof):
-                yield self._inflate.decompress(b"", PIECE)
-        except zstd.ZstdError as error:
-            raise DecodingError(str(error)) from error
+        data = self._frame(data)
+        while data:
+            try:
+                yield self._inflate.decompress(data, PIECE)
+                while not (self._inflate.needs_input or self._inflate.eof):
+                    yield self._inflate.decompress(b"", PIECE)
+            except zstd.ZstdError as error:
+                raise DecodingError(str(error)) from error
+            data = self._frame(self._inflate.unused_data) if self._inflate.eof else b""
+
+    def _frame(self, data: bytes) -> bytes:
+        """What of `data` is for the decompressor: after the end of a frame, nothing but a further frame."""
+        if not self._inflate.eof:
+            return data
+        self._start = (self._start + data)[:PIECE]
+        if not self._start.startswith(self._MAGIC):
+            return b""
+        self._inflate = zstd.ZstdDecompressor(options=self._OPTIONS)
+        data, self._start = self._start, b""
+        return data
 
 
 _DECODERS: dict[bytes, Callable[[], Decoder]] = {
     b"identity": Identity,
-    b"gzip": lambda: _Zlib(deflate=False),
-    b"x-gzip": lambda: _Zlib(deflate=False),
-    b"deflate": lambda: _Zlib(deflate=True),
+    b"gzip": lambda: _Zlib(zlib.MAX_WBITS | 16),
+    b"x-gzip": lambda: _Zlib(zlib.MAX_WBITS | 16),
+    b"deflate": _Deflate,
     b"br": _Brotli,
     b"zstd": _Zstd,
 }

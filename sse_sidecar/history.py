@@ -178,7 +178,7 @@ class Log:
             oldest = max(oldest, segment.last + 1)
         if size > self._bounds.size or (self._segments and self._segments[-1].until < now - self._bounds.age):
             oldest = self.last + 1
-        allowed = oldest if keep_after is None else min(oldest, keep_after + 1)
+        allowed = oldest if keep_after is None else max(min(oldest, keep_after + 1), self.first)
         self.drop_before(allowed)
         return allowed == oldest
 

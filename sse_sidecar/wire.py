@@ -96,17 +96,22 @@ class EventParser:
 
     def _bounded(self, blocks: list[bytes]) -> list[bytes]:
         """Extra blank lines leave newlines at a block's edges, or nothing of it."""
-        self.too_large = len(self._pending) > self._limit
+        self.too_large = len(self._pending) - self._edges() > self._limit
         whole = []
         for block in blocks:
-            if len(block) > self._limit:
+            stripped = block.strip(b"\n")
+            if len(stripped) > self._limit:
                 self.too_large = True
                 break
-            if stripped := block.strip(b"\n"):
+            if stripped:
                 whole.append(stripped)
         if self.too_large:
             self._pending.clear()
         return whole
+
+    def _edges(self) -> int:
+        """The newlines around an unfinished block that are no part of it."""
+        return self._pending.startswith(b"\n") + self._pending.endswith(b"\n")
 
 
 def read_block(block: bytes) -> Block:
