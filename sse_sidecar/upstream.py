@@ -146,7 +146,7 @@ class Producer:
 
     def _on_end(self, error: AnswerError | None) -> None:
         # An event that was cut off after the mark means that the mark was not the end.
-        marked = self._is_marked() and not self._parser.pending
+        marked = self._is_marked() and not self._parser.unfinished
         repeatable = self._stream.repeatable
         if error is not None:
             log.info("stream %.6s: its upstream was lost: %s", self._stream.id, error)

@@ -51,6 +51,11 @@ class EventParser:
         """Bytes of the block that has not ended yet."""
         return len(self._pending)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more in it than blank lines and comments: an event that would be lost."""
+        return any(line and not line.startswith(b":") for line in self._pending.split(b"\n"))
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The blocks that `chunk` completes, in order, each without its blank line."""
         if self.too_large or not (chunk := self._lf_only(chunk)):
