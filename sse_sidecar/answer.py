@@ -43,6 +43,7 @@ class Answers:
         self._opener = opener
         self._clock = clock
         self._heart = Heart(clock)
+        self._draining = False
         self.readers: dict[Reader, Client] = {}
         """Those who are being delivered to."""
 
@@ -60,6 +61,8 @@ class Answers:
         client.hold(self._opening(asked, reader, resumes=resumes) + signal)
         goes_on = stream.state is State.DORMANT and resumes
         self.readers[reader] = client
+        if self._draining:
+            self.dismiss(reader)
         rotation = self._rotate(asked, reader, resumes=resumes)
         try:
             with self._heart.beating_for(reader):
@@ -92,8 +95,14 @@ class Answers:
             return None
         return self._clock.call_later(age * random.uniform(0.8, 1.0), reader.dismiss)  # noqa: S311
 
+    def drain(self, within: float) -> None:
+        """Sends every EventSource away, spread over so many seconds, and at once those who come from now on."""
+        self._draining = True
+        for index, reader in enumerate(self.readers):
+            self._clock.call_later(within * index / len(self.readers), self.dismiss, reader)
+
     def dismiss(self, reader: Reader) -> None:
-        """Sends an EventSource away at an event boundary: it comes back, to another instance."""
+        """Sends an EventSource away: it comes back, to another instance."""
         if reader in self.readers and self.readers[reader].client_class is ClientClass.EVENT_SOURCE:
             reader.dismiss(wire.notice(wire.retry(later_ms()), reader.dialect))
 
@@ -108,9 +117,11 @@ class Answers:
         asked.client.flush()
         following: Stream | Ending | None = self._shared_now(asked)
         if following is None:
-            reader.waiting = True
-            following = await self._ask_for_more(asked, reader)
-            reader.waiting = False
+            try:
+                async with reader.waiting():
+                    following = await self._ask_for_more(asked, reader)
+            except TimeoutError:
+                return Ending(b"", clean=True)
         if isinstance(following, Ending):
             return following
         reader.switch(following)

@@ -98,19 +98,13 @@ class Sidecar:
         if self._listener:
             self._listener.close()
         self.front.draining = self._server.closing = True
-        self._dismiss_readers()
+        self.front.answers.drain(self.settings.drain_timeout / 2)
         try:
             async with deadline(self.clock, self.settings.drain_timeout):
                 await self.front.idle.wait()
         except TimeoutError:
             log.warning("drain_timeout is over: %d streams are cut", len(self.front.answers.readers))
         await self.stop()
-
-    def _dismiss_readers(self) -> None:
-        readers = list(self.front.answers.readers)
-        for index, reader in enumerate(readers):
-            at = self.settings.drain_timeout / 2 * index / len(readers)
-            self.clock.call_later(at, self.front.answers.dismiss, reader)
 
     async def stop(self) -> None:
         """Ends at once what is left."""
@@ -119,7 +113,12 @@ class Sidecar:
             self._listener.close()
         for client in list(self.front.answers.readers.values()):
             client.cut()
+        transports = [connection.transport for connection in self._server.connections]
         await self._server.shutdown(_LAST_SECOND)
+        # A connection that is closed politely stays open until its client has read all, which it may never do.
+        for transport in transports:
+            if transport is not None:
+                transport.abort()
         self.streams.close()
         await self._admin.cleanup()
 
@@ -131,8 +130,8 @@ def _bind(key: str, address: Address, user_timeout: float = 0.0) -> socket.socke
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise ConfigError(key, str(address), f"{expected} ({error.strerror})") from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(key, str(address), f"{expected} ({error})") from None
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sse_sidecar.headers import Headers
     from sse_sidecar.metrics import Metrics, RouteMetrics
     from sse_sidecar.origin import Origin
+    from sse_sidecar.streams import Stream
 
 TOKEN_PARAMETERS = frozenset({b"last_event_id", b"lastEventId", b"lastEventID"})
 
@@ -46,8 +48,9 @@ class Asked:
     """The fingerprint of a POST's `Idempotency-Key`, where there is a principal that it can belong to."""
     standalone_key: bytes | None
     """That of an MCP session's own stream: a GET without a token."""
-    what: list[bytes]
-    """What is asked for, as it goes into the fingerprints."""
+    path: bytes
+    parameters: list[bytes]
+    """Of the query, without those that hold a token."""
 
     @property
     def settings(self) -> StreamSettings:
@@ -90,13 +93,9 @@ class Reading:
             if len(kept) < len(parameters):
                 parameters = kept
                 target = b"?".join([path, *([b"&".join(kept)] if kept else [])])
-        shared = own.mode == "shared" and client.method == "GET" and not relayed
-        what = [client.host.lower(), path, b"&".join(_fixed(parameters, own))]
-        if shared:
-            # Its answer may be in the CORS headers, and scheme and route may tell the upstream apart.
-            origin = headers.get(client.headers, b"origin") or b""
-            what += [b"shared", route.name.encode(), client.scheme.encode(), origin]
+        shared = own.mode == "shared" and client.method == "GET" and not (relayed or client.has_body)
         principal = self.principal(client.headers, own, shared=shared)
+        identity = [*_what(client, path, parameters, own, shared_on=route.name if shared else ""), principal]
         counts = self._metrics.route(route.name)
         ask = Ask(self._origin_of(route), client.method, target, self._fields(client, fields, own), counts)
         return Asked(
@@ -104,19 +103,30 @@ class Reading:
             route=route,
             counts=counts,
             token=token,
-            key=self._fingerprint(*what, principal),
+            key=self._fingerprint(*identity),
             principal=principal,
             ask=ask,
             relayed=relayed,
             shared=shared,
-            idempotency_key=self._idempotency_key(client, own, [*what, principal]),
-            standalone_key=self._standalone_key(client, [*what, principal]) if token is None and not relayed else None,
-            what=what,
+            idempotency_key=self._idempotency_key(client, own, identity),
+            standalone_key=self._standalone_key(client, identity) if token is None and not relayed else None,
+            path=path,
+            parameters=parameters,
         )
 
     def principal(self, fields: Headers, settings: StreamSettings, *, shared: bool) -> bytes:
         """The fingerprint of who asks."""
         return self._fingerprint(*_bound(fields, settings, shared=shared))
+
+    def may_read(self, asked: Asked, stream: Stream) -> bool:
+        """Whether a request asks for what `stream` is, and bears the credentials that its own route binds.
+
+        A POST and the GET that resumes it may be on routes with settings of their own.
+        """
+        principal = self.principal(asked.client.headers, stream.settings, shared=stream.shared)
+        shared_on = stream.route if stream.shared else ""
+        what = _what(asked.client, asked.path, asked.parameters, stream.settings, shared_on=shared_on)
+        return hmac.compare_digest(self._fingerprint(*what, principal), stream.key)
 
     def with_session(self, asked: Asked, answer: Headers) -> tuple[bytes, bytes]:
         """Key and principal of the stream that `answer` opens.
@@ -128,7 +138,8 @@ class Reading:
         if asked.shared or not session or headers.get(asked.client.headers, b"mcp-session-id") is not None:
             return asked.key, asked.principal
         principal = self.principal([*asked.client.headers, *session], asked.settings, shared=False)
-        return self._fingerprint(*asked.what, principal), principal
+        what = _what(asked.client, asked.path, asked.parameters, asked.settings, shared_on="")
+        return self._fingerprint(*what, principal), principal
 
     def _fingerprint(self, *parts: bytes) -> bytes:
         return event_id.fingerprint(self._secret, parts)
@@ -183,6 +194,18 @@ def _parsed(value: bytes) -> ResumeToken | None:
 
 
 # Who asks, and for what
+
+
+def _what(
+    client: Client, path: bytes, parameters: list[bytes], settings: StreamSettings, *, shared_on: str
+) -> list[bytes]:
+    """What is asked for, as it goes into the fingerprints; `shared_on` is the route that shares it, if one does."""
+    what = [client.host.lower(), path, b"&".join(_fixed(parameters, settings))]
+    if shared_on:
+        # The answer's CORS headers may bear the origin, and scheme and route may tell the upstream apart.
+        origin = headers.get(client.headers, b"origin") or b""
+        what += [b"shared", shared_on.encode(), client.scheme.encode(), origin]
+    return what
 
 
 def _fixed(parameters: list[bytes], settings: StreamSettings) -> list[bytes]:

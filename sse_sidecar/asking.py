@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from sse_sidecar import decoding, headers
-from sse_sidecar.clock import sleep
+from sse_sidecar.clock import deadline, sleep
 from sse_sidecar.errors import OriginError
 from sse_sidecar.origin import Exchange, Head, Origin, request_head
 
@@ -36,7 +37,7 @@ class Ask(NamedTuple):
 
     def resuming(self, upstream_id: bytes) -> Ask:
         """The same, asking for what comes after `upstream_id`, where there is one."""
-        if not upstream_id:
+        if not upstream_id or headers.get(self.fields, b"last-event-id") == upstream_id:
             return self
         return self._replace(
             fields=[*headers.without(self.fields, {b"last-event-id"}), (b"Last-Event-ID", upstream_id)]
@@ -73,7 +74,7 @@ def arrived(ask: Ask, exchange: Exchange, head: Head) -> Arrived:
     is_stream = head.status == 200 and headers.is_event_stream(head.headers) and ask.method != "HEAD"
     if not is_stream:
         return Arrived(exchange, head, None)
-    coding = headers.get(head.headers, b"content-encoding")
+    coding = b", ".join(headers.get_all(head.headers, b"content-encoding")) or None
     decoder = decoding.decoder(coding)
     if decoder is None:
         ask.counts.undecoded += 1
@@ -93,15 +94,14 @@ async def ask_again(
     ask: Ask, *, retry: bytes | None, clock: Clock, within: float, on_failure: Callable[[], None]
 ) -> Arrived | None:
     """Asks until there is an answer that is no failure of the upstream's own; None after `within` seconds."""
-    give_up_at = clock.time() + within
-    for delay in backoff(retry):
-        answer = await _ask_once(ask)
-        if answer is not None:
-            return answer
-        on_failure()
-        if clock.time() + delay > give_up_at:
-            break
-        await sleep(clock, delay)
+    with suppress(TimeoutError):
+        async with deadline(clock, within):
+            for delay in backoff(retry):
+                answer = await _ask_once(ask)
+                if answer is not None:
+                    return answer
+                on_failure()
+                await sleep(clock, delay)
     return None
 
 

@@ -97,7 +97,7 @@ class _Zstd:
     """Frames one after the other (RFC 8878, section 3), each with a window of at most 8 MiB (RFC 9659, section 3)."""
 
     _MAGIC = b"\x28\xb5\x2f\xfd"
-    _OPTIONS: ClassVar = {zstd.DecompressionParameter.window_log_max: 23}
+    _OPTIONS: ClassVar[dict[int, int]] = {zstd.DecompressionParameter.window_log_max: 23}
 
     def __init__(self) -> None:
         self._inflate = zstd.ZstdDecompressor(options=self._OPTIONS)

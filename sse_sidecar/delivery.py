@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from sse_sidecar import wire
 from sse_sidecar.clock import deadline, wake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.downstream import Client
@@ -43,8 +43,7 @@ class Reader:
         """Whether it is over: cut off, or sent away with `dismiss`."""
         self.come_back = b""
         """What one that is sent away is told about coming back."""
-        self.waiting = False
-        """Whether the client waits for something else than its stream's next event; it gets heartbeats all the same."""
+        self._interrupt: Callable[[], None] | None = None
 
     def switch(self, stream: Stream) -> None:
         """Goes on with the stream that follows this one, from its start."""
@@ -56,6 +55,8 @@ class Reader:
         if resumed:
             self._replay_to = self.stream.log.last
         self.stream.attach(self)
+        for block in self.stream.take_early():
+            self._client.hold(wire.quiet(block, self.dialect))
         try:
             while not self.done:
                 if self._client.backed_up:
@@ -69,6 +70,19 @@ class Reader:
                 await self._read_live()
         finally:
             self.stream.detach(self)
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """While the client waits for something else than its stream's next event; it gets heartbeats all the same.
+
+        Raises TimeoutError where it is sent away meanwhile.
+        """
+        async with asyncio.timeout(None) as scope:
+            self._interrupt = lambda: scope.reschedule(0)
+            try:
+                yield
+            finally:
+                self._interrupt = None
 
     async def _replay(self) -> bool:
         """Sends one piece of the log; says whether there was any."""
@@ -109,6 +123,8 @@ class Reader:
     # Called by the stream
 
     def on_publish(self, publication: Publication) -> None:
+        if self.cursor + 1 < self.stream.log.first:
+            self.cut_off()
         if not self._live or self.cursor != publication.before:
             return
         self._client.write_framed(publication.wire(self.dialect, chunked=self._client.chunked))
@@ -131,6 +147,8 @@ class Reader:
         self.done = True
         self.come_back = come_back
         self._leave_live()
+        if self._interrupt:
+            self._interrupt()
 
     def _leave_live(self) -> None:
         self._live = False
@@ -140,7 +158,7 @@ class Reader:
 
     def beat(self, now: float) -> None:
         """A comment, if the client is waiting; one that lags has bytes on their way already."""
-        if (self._live or self.waiting) and not self._client.backed_up:
+        if (self._live or self._interrupt) and not self._client.backed_up:
             self._client.write(wire.notice(wire.HEARTBEAT, self.dialect))
             self._counts.heartbeats += 1
         self.wrote_at = now

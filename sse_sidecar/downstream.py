@@ -8,13 +8,15 @@ leaving cancels its handler.
 from __future__ import annotations
 
 import logging
+import re
 from enum import Enum
 from functools import cached_property
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import _ErrInfo
 
 from sse_sidecar import headers
 from sse_sidecar.errors import AnswerError, BadRequest, HeadersTooLarge
@@ -35,6 +37,10 @@ MAX_FIELDS = 256
 _BODY_BUFFER = 64 * 1024
 
 PROBLEM = (b"Content-Type", b"application/problem+json")
+
+
+_ABSOLUTE = re.compile(rb"([A-Za-z]+)://([^/?]*)(.*)", re.DOTALL)
+_HOST = re.compile(rb"[^\s/?#@,]*")
 
 
 class ClientClass(Enum):
@@ -76,7 +82,9 @@ class Client:
         self._protocol = request.protocol
         self._held: list[bytes] = []
         self._continue_sent = False
-        self._keep_alive = request.keep_alive and not closing
+        # A chunked body from HTTP/1.0 may have been framed otherwise by what stands between (RFC 9112, section 6.1).
+        unsure = request.version < (1, 1) and "transfer-encoding" in request.headers
+        self._keep_alive = request.keep_alive and not closing and not unsure
         self.method = request.method
         self.http11 = request.version >= (1, 1)
         self.headers: headers.Headers = request.raw_headers
@@ -89,17 +97,26 @@ class Client:
     @cached_property
     def target(self) -> bytes:
         """The path and query as they came; of an absolute-form target what follows the authority (RFC 9112, 3.2)."""
-        raw = self._request.raw_path.encode("utf-8", "surrogateescape")
-        scheme, separator, rest = raw.partition(b"://")
-        if raw.startswith(b"/") or not separator or not scheme.isalpha():
-            return raw
-        path_from = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
-        path = rest[path_from:]
+        if self._absolute is None:
+            return self._raw_target
+        path = self._absolute[2]
+        if self.method == "OPTIONS" and not path:
+            return b"*"
         return path if path.startswith(b"/") else b"/" + path
 
     @cached_property
     def host(self) -> bytes:
-        return headers.get(self.headers, b"host") or b""
+        """Of an absolute-form target, whose authority goes before the field (RFC 9112, section 3.2.2)."""
+        return self._absolute[1] if self._absolute else headers.get(self.headers, b"host") or b""
+
+    @cached_property
+    def _raw_target(self) -> bytes:
+        return self._request.raw_path.encode("utf-8", "surrogateescape")
+
+    @cached_property
+    def _absolute(self) -> tuple[bytes, bytes, bytes] | None:
+        match = _ABSOLUTE.fullmatch(self._raw_target)
+        return (match[1], match[2], match[3]) if match else None
 
     @cached_property
     def client_class(self) -> ClientClass:
@@ -131,7 +148,16 @@ class Client:
             while part := await self._request.content.readany():
                 yield part
         except web.RequestPayloadError as error:
+            self._keep_alive = False
             raise BadRequest from error
+
+    def check(self) -> None:
+        """Raises BadRequest where the head is no HTTP/1 that can be passed on; aiohttp lets these through."""
+        codings = headers.listed(self.headers, b"transfer-encoding")
+        known = self._request.version in ((1, 0), (1, 1)) and codings in ([], [b"chunked"])
+        if not known or not _HOST.fullmatch(self.host):
+            self._keep_alive = False
+            raise BadRequest
 
     def _send_continue(self) -> None:
         if self.begun or self._continue_sent or b"100-continue" not in headers.listed(self.headers, b"expect"):
@@ -151,14 +177,15 @@ class Client:
         """The peer takes less than it is sent; `drain` waits for it."""
         return self._protocol.writing_paused and self._request.transport is not None
 
-    def begin(self, status: int, fields: headers.Headers, reason: bytes = b"") -> None:
+    def begin(self, status: int, fields: headers.Headers, reason: bytes | None = None) -> None:
         """Sets the head. A body without a length is chunked, or ends with the connection on HTTP/1.0."""
         self.begun, self.status = True, status
         bodiless = self.method == "HEAD" or status in (204, 304)
         if not bodiless and headers.get(fields, b"content-length") is None:
             self.chunked = self.http11
             self._keep_alive = self._keep_alive and self.http11
-        lines = [b"HTTP/1.1 %d %b" % (status, reason or _phrase(status)), *(b"%b: %b" % field for field in fields)]
+        phrase = _phrase(status) if reason is None else reason
+        lines = [b"HTTP/1.1 %d %b" % (status, phrase), *(b"%b: %b" % field for field in fields)]
         if self.chunked:
             lines.append(b"Transfer-Encoding: chunked")
         lines.append(self._connection())
@@ -264,6 +291,16 @@ class _Written(web.StreamResponse):
 class _Connection(web.RequestHandler):
     """aiohttp's server protocol, quiet about what a client sent that is no HTTP."""
 
+    request: web.BaseRequest | None = None
+    """The one being answered."""
+
+    def data_received(self, data: bytes) -> None:
+        """Tells the request being answered that its body is broken: aiohttp would only answer what follows it."""
+        super().data_received(data)
+        broken = self._messages and isinstance(self._messages[-1][0], _ErrInfo)
+        if broken and self.request is not None and not self.request.content.is_eof():
+            self.request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -308,7 +345,10 @@ class Server(web.Server):
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         client = Client(request, closing=self.closing)
+        connection = cast("_Connection", request.protocol)
+        connection.request = request
         try:
+            client.check()
             await self._handle(client)
         except AnswerError as error:
             if client.begun:
@@ -323,4 +363,6 @@ class Server(web.Server):
                 client.cut()
             else:
                 client.problem(AnswerError)
+        finally:
+            connection.request = None
         return client.answer()

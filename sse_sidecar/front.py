@@ -123,7 +123,9 @@ class Front:
     def _find(self, asked: Asked, token: ResumeToken) -> tuple[Stream, Position] | None:
         """The stream that the token names, for those who may have it, and where in it the client stands."""
         stream = self._streams.find(token.stream_id)
-        if stream is None or stream.key != asked.key or asked.client.method not in ("GET", stream.method):
+        if stream is None or asked.client.method not in ("GET", stream.method):
+            return None
+        if not self._reading.may_read(asked, stream):
             return None
         position = stream.log.find(token.seq)
         past_refusal = stream.refused and position.found is Found.AT_END
@@ -138,12 +140,13 @@ class Front:
         else:
             # What a dormant stream goes on with may follow a hole as well, when that is all there is to come.
             hole_next = stream.state is State.DORMANT and stream.may_miss and position.found is Found.AT_END
+            hole_next = hole_next or position.cursor + 1 in stream.holes
             await self._deliver(asked, stream, position, "gap" if hole_next else "resumed")
 
     async def _deliver(self, asked: Asked, stream: Stream, position: Position, status: str) -> None:
         """Sends a stream that is here from `position` on, and says what of it is not held any more."""
-        if self._streams.reader_count >= self._settings.max_readers:
-            answer.later(asked, "max_readers")
+        if limit := self._limit(stream):
+            answer.later(asked, limit)
             return
         signal = b""
         if position.found is Found.GAP:
@@ -262,11 +265,12 @@ class Front:
 
     # Not now
 
-    def _limit(self) -> str:
-        """The limit that one stream more, with its reader, would be over."""
-        if self._streams.active >= self._settings.max_streams:
+    def _limit(self, stream: Stream | None = None) -> str:
+        """The limit that one reader more would be over, of this stream or, without one, of a new one."""
+        is_active = stream is not None and (stream.readers or not stream.ended)
+        if not is_active and self._streams.active >= self._settings.max_streams:
             return "max_streams"
-        return "max_readers" if self._streams.reader_count >= self._settings.max_readers else ""
+        return "max_readers" if len(self.answers.readers) >= self._settings.max_readers else ""
 
     def _unreachable(self, asked: Asked, error: OriginError) -> None:
         log.warning("%s %s: %s", asked.client.method, asked.route.name, error)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import httptools
 
+from sse_sidecar import headers
 from sse_sidecar.clock import Clock, Timer, deadline, wake
 from sse_sidecar.errors import AnswerError, BadResponse, ConnectTimeout, OriginLost, ResponseTimeout, Unreachable
 
@@ -53,7 +54,7 @@ class Origin:
                 return await self._connect()
         except TimeoutError:
             raise ConnectTimeout(f"no connection within {self._connect_timeout:g} s") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter from a name that can be none
             raise Unreachable(error) from error
 
     async def _connect(self) -> Exchange:
@@ -218,8 +219,11 @@ class Exchange(asyncio.Protocol):
             return
         if self._timer:
             self._timer.cancel()
-        framed = {b"content-length", b"transfer-encoding"}.intersection(name.lower() for name, _ in head.headers)
-        self._until_close = not framed
+        codings = headers.listed(head.headers, b"transfer-encoding")
+        if codings not in ([], [b"chunked"]):
+            self._end(BadResponse(f"a transfer coding that is not undone here: {codings}"))
+            return
+        self._until_close = not codings and headers.get(head.headers, b"content-length") is None
         if not self._head.done():
             self._head.set_result(head)
         if not self._expects_body or status in (204, 304):

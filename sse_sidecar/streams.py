@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _STREAM_OVERHEAD = 4096
 """Bytes counted for a stream beside its log: its objects and its answer's headers, measured with tracemalloc."""
 
+_MAX_EARLY = 100
+"""Blocks. Many services begin with a comment, so that something gets through at once; no more is expected."""
+
 RETRY_MS = 1000
 MAX_RETRY_MS = 5000
 _RETRY_WINDOW = 60.0
@@ -147,6 +150,8 @@ class Stream:
         """The signal that readers get after the last event."""
         self.may_miss = False
         """Whether events may be missing after the last one: the upstream was let go of or lost, and has no ids."""
+        self.evicted = False
+        """Whether it is but a tombstone: its history has gone for the sake of others."""
         self.refused = False
         """Whether the upstream, asked to go on, gave an answer that is no stream: the next client gets it itself."""
         self.cancels = False
@@ -156,6 +161,9 @@ class Stream:
         self.written = opening.base
         """The last event that was written to a reader who has left."""
         self.touched_at = table.clock.time()
+        self.holes: set[int] = set()
+        """The events before which others may be missing; the signal stands in their frames."""
+        self._early: list[wire.Block] | None = []
         self._resumed_at: deque[float] = deque(maxlen=_RETRIES_THAT_COUNT)
         self._slow_timer: Timer | None = None
         # Accounting.
@@ -186,13 +194,20 @@ class Stream:
         now = self._table.clock.time()
         self.touched_at = now
         self.log.append(frames, now)
-        self.trim()
 
     def publish(self, parts: list[bytes | wire.Block], before: int) -> None:
         """Gives live readers what was appended after `before`, with what came between it and is not kept."""
         publication = Publication(parts, before, self.log.last)
         for reader in self.readers:
             reader.on_publish(publication)
+        if self._early is not None and len(self._early) < _MAX_EARLY:
+            self._early += [part for part in parts if isinstance(part, wire.Block)]
+        self.trim()
+
+    def take_early(self) -> list[wire.Block]:
+        """What came before there was a reader, and is not kept: for the first one."""
+        early, self._early = self._early or [], None
+        return early
 
     def note(self, body: bytes) -> None:
         """A comment of the sidecar's own for those who read live."""
@@ -206,6 +221,10 @@ class Stream:
     def live(self) -> None:
         """The upstream is there again."""
         self.state = State.LIVE
+
+    def expect_hole(self) -> None:
+        """Events may be missing before the next one."""
+        self.holes.add(self.log.last + 1)
 
     def account(self, pending: int) -> None:
         """Tells the table what the stream holds in memory."""
@@ -453,6 +472,7 @@ class Streams:
         self.unshelve(stream)
         if kind is _Kind.FINISHED:
             stream.log.drop_before(stream.log.last + 1)
+            stream.evicted = True
             self._recost(stream)
             self.on_quiet(stream)
         else:
@@ -479,5 +499,4 @@ class _Kind(Enum):
 def _kind(stream: Stream) -> _Kind:
     if stream.state is State.DORMANT:
         return _Kind.DORMANT
-    emptied = stream.log.first > stream.log.last
-    return _Kind.TOMBSTONE if emptied else _Kind.FINISHED
+    return _Kind.TOMBSTONE if stream.evicted else _Kind.FINISHED

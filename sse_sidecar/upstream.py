@@ -64,7 +64,8 @@ class Producer:
     def start(self, arrived: Arrived, *, lead: bytes = b"") -> None:
         """Begins to append. `lead` is a signal that is to stand just before the first event, whoever reads it when."""
         self._stream.producer = self
-        self._lead = lead
+        if lead:
+            self._expect_hole(lead)
         self._read(arrived)
 
     def _read(self, arrived: Arrived) -> None:
@@ -141,7 +142,7 @@ class Producer:
         self._repeats = None
         if verdict is Verdict.RENUMBERED:
             log.warning("stream %.6s: its upstream numbers each connection anew", self._stream.id)
-            self._lead = self._gap()
+            self._expect_hole(self._gap())
         return False
 
     def _on_end(self, error: AnswerError | None) -> None:
@@ -211,7 +212,7 @@ class Producer:
         if stream.upstream_id:
             self._repeats = Repeats(stream.log, stream.id)
         else:
-            self._lead = self._gap()
+            self._expect_hole(self._gap())
         stream.live()
         self._read(answer)
 
@@ -223,6 +224,10 @@ class Producer:
         self._stream.refused = True
         self._counts.errors["upstream-lost"] += len(self._stream.readers)
         self._finish(State.DORMANT, clean=False, final=wire.signal("upstream-lost", REFUSED), may_miss=True)
+
+    def _expect_hole(self, lead: bytes) -> None:
+        self._lead = lead
+        self._stream.expect_hole()
 
     def _gap(self) -> bytes:
         self._counts.errors["gap"] += len(self._stream.readers)
@@ -265,7 +270,8 @@ class Producer:
             self._reconnecting.cancel()
         if self._keeps_ids:
             final = b""
-        self._stream.end(state, clean=clean, final=final, may_miss=may_miss)
+        # A hole that no event has stood behind yet is still there.
+        self._stream.end(state, clean=clean, final=final, may_miss=may_miss or bool(self._lead))
 
     def _let_go(self) -> None:
         if self._stall_timer:
