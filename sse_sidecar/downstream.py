@@ -39,7 +39,7 @@ _BODY_BUFFER = 64 * 1024
 PROBLEM = (b"Content-Type", b"application/problem+json")
 
 
-_ABSOLUTE = re.compile(rb"([A-Za-z]+)://([^/?]*)(.*)", re.DOTALL)
+_ABSOLUTE = re.compile(rb"([A-Za-z]+)://(?:[^/?@]*@)?([^/?]*)(.*)", re.DOTALL)
 _HOST = re.compile(rb"[^\s/?#@,]*")
 
 
@@ -365,4 +365,6 @@ class Server(web.Server):
                 client.problem(AnswerError)
         finally:
             connection.request = None
+            if request.content.exception():
+                request.content.feed_eof()  # or aiohttp would read on, to see whether the connection can be kept
         return client.answer()

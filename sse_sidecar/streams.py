@@ -419,7 +419,7 @@ class Streams:
         place = (_kind(stream), stream.settings.history_ttl)
         self._shelves.setdefault(place, OrderedDict())[stream.id] = stream
         if place not in self._timers:
-            self._timers[place] = self.clock.call_later(place[1], self._expire, place)
+            self._expire_at(place, stream.touched_at + place[1])
 
     def unshelve(self, stream: Stream) -> None:
         shelf = self._shelves.get((_kind(stream), stream.settings.history_ttl))
@@ -433,10 +433,13 @@ class Streams:
         while shelf:
             stream = next(iter(shelf.values()))
             if stream.touched_at + ttl > now:
-                self._timers[place] = self.clock.call_later(stream.touched_at + ttl - now, self._expire, place)
+                self._expire_at(place, stream.touched_at + ttl)
                 return
             shelf.popitem(last=False)
             self._forget(stream)
+
+    def _expire_at(self, place: tuple[_Kind, float], when: float) -> None:
+        self._timers[place] = self.clock.call_later(when - self.clock.time(), self._expire, place)
 
     def _forget(self, stream: Stream) -> None:
         del self._by_id[stream.id]
