@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import re
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -300,8 +301,8 @@ class Upstream:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=1 << 20)
+    async def start(self, port: int = 0, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._serve, host, port, limit=1 << 20, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def start_unix(self, path: str) -> None:
@@ -359,6 +360,11 @@ async def scrape(sidecar: Sidecar) -> dict[str, float]:
     lines = (await response.read_to_end()).decode().splitlines()
     response.close()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
+async def unread(sidecar: Sidecar) -> None:
+    """Waits until the sidecar has noticed that all clients of streams have left."""
+    await until(lambda: not sidecar.front.answers.readers)
 
 
 def port_of(sidecar: Sidecar) -> int:

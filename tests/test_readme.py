@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sse_sidecar.config import Settings, StreamSettings, declared
+from sse_sidecar.config import StreamSettings, declared
 
 README = Path(__file__).parent.parent / "README.md"
 

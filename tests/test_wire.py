@@ -172,6 +172,11 @@ def test_a_retry_of_anything_but_ascii_digits_is_none(value: bytes) -> None:
     tr(b"retry:" + value + b"\n\n", [quiet(b"retry:" + value)])
 
 
+def test_a_retry_of_more_than_ten_days_passes_and_is_not_kept() -> None:
+    tr(b"retry: 999999999\n\n", [quiet(b"retry: 999999999", retry=b"999999999")])
+    tr(b"retry: 1000000000\n\n", [quiet(b"retry: 1000000000")])
+
+
 @pytest.mark.parametrize(
     "stream",
     [b"\n\n\ndata: x\n\n", b"\ndata: x\n\n", b"data: x\n\n\n", b"data: x\n\n\n\n\n\n"],
@@ -242,6 +247,30 @@ def test_pending_counts_the_bytes_of_the_unfinished_block() -> None:
         parser.feed(chunk)
         seen.append(parser.pending)
     assert [0, 8, 2, 4, 0] == seen
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (b"", False),
+        (b"\n", False),
+        (b"data: x\n\n", False),
+        (b"data: x\n\n\n", False),
+        (b": c", False),
+        (b": c\n: d\n", False),
+        (b"data: x\n\n: c\n", False),
+        (b"data: x", True),
+        (b": c\ndata", True),
+        (b"data: x\n\ni", True),
+        (b"id: 5\n", True),
+    ],
+)
+def test_a_block_is_unfinished_when_more_than_comments_of_it_have_come(stream: bytes, expected: bool) -> None:
+    for line_end in (b"\n", b"\r", b"\r\n"):
+        parser = EventParser(NO_LIMIT)
+        for chunk in pieces(stream.replace(b"\n", line_end), 1):
+            parser.feed(chunk)
+        assert expected == parser.unfinished
 
 
 # The limit
