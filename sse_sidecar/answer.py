@@ -142,6 +142,7 @@ class Answers:
             retry=dormant.upstream_retry,
             clock=self._clock,
             within=asked.settings.reconnect_timeout,
+            at_once=True,
             on_failure=lambda: asked.client.write(wire.notice(wire.WAITING, reader.dialect)),
         )
         if answer is None:
@@ -175,7 +176,7 @@ def over(client: Client, stream: Stream) -> None:
 
 
 def later(asked: Asked, why: str) -> None:
-    """ "Try again": a status other than 200 would end a browser's EventSource for good."""
+    """To be tried again: a status other than 200 would end a browser's EventSource for good."""
     asked.counts.errors[why] += 1
     log.warning("%s: not now: %s", asked.route.name, why)
     if asked.client.client_class is ClientClass.EVENT_SOURCE:

@@ -218,7 +218,7 @@ def _bound(fields: Headers, settings: StreamSettings, *, shared: bool) -> list[b
     names: tuple[str, ...] = settings.bind
     if shared:
         names = (*settings.bind, "cookie") if settings.key_headers is None else settings.key_headers
-    cookies = _cookies(fields, settings.bind_cookies)
+    cookies = [] if shared else _cookies(fields, settings.bind_cookies)
     return [*(b"\0".join(headers.get_all(fields, name.encode())) for name in names), *cookies]
 
 

@@ -37,11 +37,10 @@ class Ask(NamedTuple):
 
     def resuming(self, upstream_id: bytes) -> Ask:
         """The same, asking for what comes after `upstream_id`, where there is one."""
-        if not upstream_id or headers.get(self.fields, b"last-event-id") == upstream_id:
+        if headers.get(self.fields, b"last-event-id") == upstream_id:
             return self
-        return self._replace(
-            fields=[*headers.without(self.fields, {b"last-event-id"}), (b"Last-Event-ID", upstream_id)]
-        )
+        added = [(b"Last-Event-ID", upstream_id)] if upstream_id else []
+        return self._replace(fields=[*headers.without(self.fields, {b"last-event-id"}), *added])
 
     def as_get(self) -> Ask:
         """The way to resume what was asked otherwise (MCP Streamable HTTP, "Resumability and Redelivery")."""
@@ -91,12 +90,18 @@ def backoff(retry: bytes | None) -> Iterator[float]:
 
 
 async def ask_again(
-    ask: Ask, *, retry: bytes | None, clock: Clock, within: float, on_failure: Callable[[], None]
+    ask: Ask, *, retry: bytes | None, clock: Clock, within: float, at_once: bool, on_failure: Callable[[], None]
 ) -> Arrived | None:
-    """Asks until there is an answer that is no failure of the upstream's own; None after `within` seconds."""
+    """Asks until there is an answer that is no failure of the upstream's own; None after `within` seconds.
+
+    `at_once`, where there has been a pause already; an upstream that drops each connection is not asked without one.
+    """
+    delays = backoff(retry)
     with suppress(TimeoutError):
         async with deadline(clock, within):
-            for delay in backoff(retry):
+            if not at_once:
+                await sleep(clock, next(delays))
+            for delay in delays:
                 answer = await _ask_once(ask)
                 if answer is not None:
                     return answer

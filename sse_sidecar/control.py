@@ -42,6 +42,8 @@ class Control:
         try:
             stream = self._find(client)
             self._answer(client, stream, cors)
+        except NotAllowed as error:
+            client.problem(error, (b"Allow", b"GET, HEAD, DELETE"), *cors)
         except AnswerError as error:
             client.problem(error, *cors)
 

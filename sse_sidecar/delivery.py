@@ -75,14 +75,16 @@ class Reader:
     async def waiting(self) -> AsyncIterator[None]:
         """While the client waits for something else than its stream's next event; it gets heartbeats all the same.
 
-        Raises TimeoutError where it is sent away meanwhile.
+        Raises TimeoutError where it is sent away meanwhile, or the stream is over.
         """
         async with asyncio.timeout(None) as scope:
             self._interrupt = lambda: scope.reschedule(0)
+            self.stream.waiting.add(self)
             try:
                 yield
             finally:
                 self._interrupt = None
+                self.stream.waiting.discard(self)
 
     async def _replay(self) -> bool:
         """Sends one piece of the log; says whether there was any."""
@@ -136,6 +138,8 @@ class Reader:
 
     def on_end(self) -> None:
         self._leave_live()
+        if self._interrupt:
+            self._interrupt()
 
     def cut_off(self) -> None:
         """The log has no room to wait for this client. It resumes with its token."""

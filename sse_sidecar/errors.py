@@ -6,7 +6,7 @@
         ├── RequestError       the client
         │   ├── BadRequest     400: no valid HTTP
         │   ├── HeadersTooLarge 431
-        │   ├── Overloaded     503: a limit, or shutting down
+        │   ├── Overloaded     503: shutting down; its OverLimit names a setting
         │   ├── KeyReused      422: an Idempotency-Key with another body
         │   ├── NotFound, NotYours, NotAllowed: on the sidecar's own paths
         │   ├── StreamGone     410: what was asked to be resumed cannot be, and must not be repeated
@@ -15,6 +15,7 @@
             ├── Unreachable    502: refused, no route, TLS failed, name unknown
             ├── BadResponse    502: speaks no HTTP, or broke it
             ├── OriginLost     502: closed or reset before its answer, or within it
+            │   └── ClientLeft      because its client left before the request was whole
             ├── ConnectTimeout 504
             └── ResponseTimeout 504: connected, but no status line came
 
@@ -118,6 +119,14 @@ class Overloaded(RequestError):
     detail = "At a limit or shutting down; try again after the time in Retry-After."
 
 
+class OverLimit(Overloaded):
+    """`limit` is the setting that one more would be over."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
 class OriginError(AnswerError):
     """The upstream did not do its part; `fact` is for the log only."""
 
@@ -143,6 +152,10 @@ class BadResponse(OriginError):
 
 class OriginLost(OriginError):
     detail = "The upstream closed the connection before its answer was complete."
+
+
+class ClientLeft(OriginLost):
+    """Its own client was the cause: there is no one to be told."""
 
 
 class ConnectTimeout(OriginError):

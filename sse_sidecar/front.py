@@ -13,7 +13,16 @@ from sse_sidecar.asked import Reading
 from sse_sidecar.clock import spawn
 from sse_sidecar.control import Control
 from sse_sidecar.downstream import ClientClass
-from sse_sidecar.errors import KeyReused, NotSupported, OriginError, OriginLost, StreamGone
+from sse_sidecar.errors import (
+    BadRequest,
+    ClientLeft,
+    KeyReused,
+    NotSupported,
+    OriginError,
+    OriginLost,
+    OverLimit,
+    StreamGone,
+)
 from sse_sidecar.history import Found
 from sse_sidecar.opening import Opener, Refusal, is_same_body
 from sse_sidecar.origin import Origin
@@ -70,6 +79,8 @@ class Front:
         with self._counted():
             try:
                 await self._answer(asked)
+            except OverLimit as error:
+                answer.later(asked, error.limit)
             except OriginError as error:
                 self._unreachable(asked, error)
 
@@ -145,9 +156,7 @@ class Front:
 
     async def _deliver(self, asked: Asked, stream: Stream, position: Position, status: str) -> None:
         """Sends a stream that is here from `position` on, and says what of it is not held any more."""
-        if limit := self._limit(stream):
-            answer.later(asked, limit)
-            return
+        self._admit(stream)
         signal = b""
         if position.found is Found.GAP:
             asked.counts.errors["gap"] += 1
@@ -170,9 +179,7 @@ class Front:
     async def _ask_upstream(self, asked: Asked, *, status: str = "new") -> None:
         """Sends the request upstream, and opens a stream or passes through what comes."""
         client = asked.client
-        if headers.accepts_event_stream(client.headers) and (limit := self._limit()):
-            answer.later(asked, limit)
-            return
+        self._admit_asking(asked)
         exchange = await asked.ask.resuming(asked.upstream_id).send()
         uploading = spawn(passthrough.upload(client, exchange), name="upload") if client.has_body else None
         kept = False
@@ -180,9 +187,8 @@ class Front:
             arrived = asking.arrived(asked.ask, exchange, await exchange.answer())
             if arrived.decoder is None or asked.relayed:
                 await self._relay(asked, arrived)
-            elif limit := self._limit():
-                answer.later(asked, limit)
             else:
+                self._admit()
                 kept = True
                 stream = self._opener.open(asked, arrived)
                 await self._deliver_first(asked, stream, status)
@@ -213,23 +219,16 @@ class Front:
         """Joins the live stream of a shared route, or opens it for all who come meanwhile."""
         stream = self._streams.named(asked.key)
         if stream is not None and not stream.ended:
-            await self._join(asked, stream)
-        elif limit := self._limit():
-            answer.later(asked, limit)
+            at = stream.log.last if asked.settings.join == "live" else 0
+            await self._deliver(asked, stream, stream.log.find(at), "new")
         else:
             await self._ask_together(asked, asked.key)
-
-    async def _join(self, asked: Asked, stream: Stream) -> None:
-        at = stream.log.last if asked.settings.join == "live" else 0
-        await self._deliver(asked, stream, stream.log.find(at), "new")
 
     async def _keyed(self, asked: Asked, key: bytes) -> None:
         """A POST that says which it is: the second one gets the stream of the first."""
         stream = self._streams.named(key)
         if stream is not None:
             await self._repeat(asked, stream)
-        elif limit := self._limit():
-            answer.later(asked, limit)
         else:
             await self._ask_together(asked, key)
 
@@ -239,9 +238,17 @@ class Front:
         await self._deliver(asked, stream, stream.log.find(0), "resumed")
 
     async def _ask_together(self, asked: Asked, key: bytes) -> None:
-        joint, first = self._opener.join(asked, key)
+        self._admit_asking(asked)
+        joint, first = self._opener.join(asked, key, admit=self._admit)
         try:
-            outcome = await joint.outcome()
+            try:
+                outcome = await joint.outcome()
+            except (ClientLeft, BadRequest):
+                if first:
+                    raise
+                # What was wrong was the other one's request.
+                await self._start(asked)
+                return
             if isinstance(outcome, Stream):
                 await self._deliver_together(asked, outcome, first=first)
             elif isinstance(outcome, Refusal):
@@ -249,8 +256,10 @@ class Front:
                 passthrough.refuse(asked.client, outcome.head, outcome.body, cookies=first)
             elif first:
                 await self._relay(asked, outcome)
-            else:
+            elif asked.shared:
                 await self._ask_upstream(asked)
+            else:
+                await self._start(asked)
         finally:
             if first:
                 joint.leave()
@@ -259,18 +268,25 @@ class Front:
         if first:
             await self._deliver_first(asked, stream, "new")
         elif asked.shared:
-            await self._join(asked, stream)
+            # Whoever waited for the head was there when the stream began.
+            await self._deliver(asked, stream, stream.log.find(0), "new")
         else:
             await self._repeat(asked, stream)
 
     # Not now
 
-    def _limit(self, stream: Stream | None = None) -> str:
-        """The limit that one reader more would be over, of this stream or, without one, of a new one."""
+    def _admit(self, stream: Stream | None = None) -> None:
+        """Raises OverLimit where one reader more is too much, of this stream or, without one, of a new one."""
         is_active = stream is not None and (stream.readers or not stream.ended)
         if not is_active and self._streams.active >= self._settings.max_streams:
-            return "max_streams"
-        return "max_readers" if len(self.answers.readers) >= self._settings.max_readers else ""
+            raise OverLimit("max_streams")
+        if len(self.answers.readers) >= self._settings.max_readers:
+            raise OverLimit("max_readers")
+
+    def _admit_asking(self, asked: Asked) -> None:
+        """The same before the upstream is asked, where a stream is what is asked for."""
+        if headers.accepts_event_stream(asked.client.headers):
+            self._admit()
 
     def _unreachable(self, asked: Asked, error: OriginError) -> None:
         log.warning("%s %s: %s", asked.client.method, asked.route.name, error)

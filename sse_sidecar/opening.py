@@ -19,6 +19,8 @@ from sse_sidecar.unread import Unread
 from sse_sidecar.upstream import Producer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sse_sidecar.asked import Asked, Reading
     from sse_sidecar.asking import Arrived
     from sse_sidecar.clock import Clock
@@ -114,16 +116,19 @@ class Opener:
 
     # Together
 
-    def join(self, asked: Asked, key: bytes) -> tuple[Joint, bool]:
-        """The request that is under way for `key`; begun now where there is none, which is said beside it."""
+    def join(self, asked: Asked, key: bytes, *, admit: Callable[[], None]) -> tuple[Joint, bool]:
+        """The request that is under way for `key`; begun now where there is none, which is said beside it.
+
+        `admit` raises an AnswerError where there is no room for a stream when one comes.
+        """
         joint = self._joints.get(key)
         if joint is not None:
             return joint, False
         joint = self._joints[key] = Joint()
-        spawn(self._run(asked, key, joint), name="joint request")
+        spawn(self._run(asked, key, joint, admit), name="joint request")
         return joint, True
 
-    async def _run(self, asked: Asked, key: bytes, joint: Joint) -> None:
+    async def _run(self, asked: Asked, key: bytes, joint: Joint, admit: Callable[[], None]) -> None:
         exchange = None
         try:
             exchange = await asked.ask.send()
@@ -131,6 +136,7 @@ class Opener:
             arrived = asking.arrived(asked.ask, exchange, await exchange.answer())
             outcome: Stream | Refusal | Arrived = arrived
             if arrived.decoder is not None:
+                admit()
                 outcome = self._open_named(asked, arrived, key, joint)
             elif asked.shared and arrived.head.status >= 400:
                 outcome = Refusal(arrived.head, await _whole(exchange))

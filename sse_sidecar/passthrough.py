@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sse_sidecar import headers
-from sse_sidecar.errors import BadRequest, OriginError, OriginLost
+from sse_sidecar.errors import BadRequest, ClientLeft, OriginError
 from sse_sidecar.wire import chunk
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ async def upload(client: Client, exchange: Exchange, *, on_part: Callable[[bytes
         exchange.abandon(error)
         return False
     except ConnectionError:
-        exchange.abandon(OriginLost("the client left before its request was whole"))
+        exchange.abandon(ClientLeft("the client left before its request was whole"))
         return False
     if chunked:
         exchange.send(b"0\r\n\r\n")

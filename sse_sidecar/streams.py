@@ -158,6 +158,8 @@ class Stream:
         """Whether its client has said that the upstream is to end when it leaves."""
         self.producer: Producer | None = None
         self.readers: dict[Reader, None] = {}
+        self.waiting: set[Reader] = set()
+        """Those who have everything of this dormant stream, and wait for its upstream to go on."""
         self.written = opening.base
         """The last event that was written to a reader who has left."""
         self.touched_at = table.clock.time()
@@ -251,6 +253,8 @@ class Stream:
             self._table.unshelve(self)
             self.state, self.clean, self.final = State.COMPLETE, True, b""
             self._table.on_quiet(self)
+            for waiting in list(self.waiting):
+                waiting.on_end()
 
     # The readers' side
 
@@ -297,12 +301,12 @@ class Stream:
 
         Twice over the bound, which a compressed chunk can reach at once, no one is waited for.
         """
-        hard = self.log.size > 2 * self.settings.max_stream_bytes
-        waits = not (hard or self.ended or self.shared)
+        hard = self.log.size > 2 * self.settings.max_stream_bytes and not self.ended
+        waits = not (hard or self.shared)
         within = self.log.trim(self._table.clock.time(), keep_after=self.slowest() if waits else None)
         if within:
             self._cancel_slow_timer()
-        elif self._slow_timer is None:
+        elif self._slow_timer is None and not self.ended:
             self._slow_timer = self._table.clock.call_later(self.settings.slow_reader_timeout, self._cut_laggards)
             if self.producer:
                 self.producer.pause()

@@ -45,6 +45,7 @@ class Producer:
         self._clock = clock
         self._counts = ask.counts
         self._unread = unread
+        self._awaits_response = headers.get(ask.fields, b"mcp-protocol-version") is not None and not stream.repeatable
         self._keeps_ids = stream.settings.ids == "keep"
         self._marks = {_mark(line) for line in stream.settings.completion_marks}
         # The connection, or the attempt to have one again.
@@ -126,6 +127,7 @@ class Producer:
             stream.take_upstream_id(block.upstream_id)
         if is_event:
             self._last = block
+            self._awaits_response = self._awaits_response and not _is_response(block)
         if self._keeps_ids and (is_event or block.upstream_id is not None):
             return raw + b"\n\n"
         if is_event:
@@ -169,8 +171,7 @@ class Producer:
 
     def _is_polled(self) -> bool:
         """Whether an MCP server closed the stream of a request before its response, to be asked for the rest by GET."""
-        is_mcp = headers.get(self._ask.fields, b"mcp-protocol-version") is not None
-        return is_mcp and bool(self._stream.upstream_id) and not _is_response(self._last)
+        return self._awaits_response and bool(self._stream.upstream_id)
 
     # Reconnecting
 
@@ -195,6 +196,7 @@ class Producer:
             retry=stream.upstream_retry,
             clock=self._clock,
             within=self._settings.reconnect_timeout,
+            at_once=False,
             on_failure=lambda: stream.note(wire.WAITING),
         )
         self._reconnecting = None
@@ -334,9 +336,9 @@ def _mark(line: str) -> tuple[str, str]:
     return name, value.removeprefix(" ")
 
 
-def _is_response(block: wire.Block | None) -> bool:
+def _is_response(block: wire.Block) -> bool:
     """Whether an event is a JSON-RPC response (JSON-RPC 2.0, section 5), or a batch with one."""
-    lines = block.body.split(b"\n") if block else []
+    lines = block.body.split(b"\n")
     data = b"\n".join(line.partition(b":")[2] for line in lines if line.startswith(b"data"))
     try:
         message = json.loads(data)
