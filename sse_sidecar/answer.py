@@ -7,12 +7,12 @@ import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from sse_sidecar import headers, wire
-from sse_sidecar.asking import ask_again
 from sse_sidecar.delivery import Heart, Reader
 from sse_sidecar.downstream import ClientClass
-from sse_sidecar.errors import Overloaded
+from sse_sidecar.errors import AnswerError, Overloaded
 from sse_sidecar.event_id import suffix
-from sse_sidecar.streams import State
+from sse_sidecar.opening import hole
+from sse_sidecar.streams import State, Stream
 from sse_sidecar.upstream import GAP, LOST, REFUSED
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sse_sidecar.downstream import Client
     from sse_sidecar.headers import Field
     from sse_sidecar.opening import Opener
-    from sse_sidecar.streams import Stream, Streams
+    from sse_sidecar.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class Answers:
         What comes is a new stream in the same answer: no log ever holds events that were fetched with the credentials
         of another client.
         """
+        dormant = reader.stream
         asked.client.flush()
         following: Stream | Ending | None = self._shared_now(asked)
         if following is None:
@@ -126,6 +127,7 @@ class Answers:
             return following
         reader.switch(following)
         asked.client.hold(_priming(asked.client, reader.cursor, following.base_suffix))
+        asked.client.hold(_missed_between(asked, dormant, following))
         await reader.follow()
         return Ending(following.final, following.clean)
 
@@ -136,30 +138,39 @@ class Answers:
 
     async def _ask_for_more(self, asked: Asked, reader: Reader) -> Stream | Ending:
         dormant = reader.stream
-        ask = asked.ask if dormant.repeatable else asked.ask.as_get()
-        answer = await ask_again(
-            ask.resuming(dormant.upstream_id),
-            retry=dormant.upstream_retry,
-            clock=self._clock,
-            within=asked.settings.reconnect_timeout,
-            at_once=True,
-            on_failure=lambda: asked.client.write(wire.notice(wire.WAITING, reader.dialect)),
+        if asked.shared:
+            return await self._ask_together(asked, dormant)
+        answer = await self._opener.ask_for_more(
+            asked, dormant, on_failure=lambda: asked.client.write(wire.notice(wire.WAITING, reader.dialect))
         )
         if answer is None:
             return _lost(asked, LOST)
         if answer.decoder is not None:
-            return self._opener.open(asked, answer, after=dormant, lead=_hole(asked, dormant))
+            return self._opener.open(asked, answer, after=dormant, lead=hole(asked, dormant))
         answer.exchange.close()
-        if answer.head.status == 204:
-            dormant.complete()
-            return Ending(b"", clean=True)
-        log.warning("stream %.6s: its upstream answered %d when asked again", dormant.id, answer.head.status)
-        dormant.refused = True
-        return _lost(asked, REFUSED)
+        return _refused(asked, dormant, answer.head.status)
+
+    async def _ask_together(self, asked: Asked, dormant: Stream) -> Stream | Ending:
+        try:
+            outcome = await self._opener.go_on(asked, dormant).outcome()
+        except AnswerError:
+            return _lost(asked, LOST)
+        return outcome if isinstance(outcome, Stream) else _refused(asked, dormant, outcome.head.status)
 
 
-def _hole(asked: Asked, dormant: Stream) -> bytes:
-    if not dormant.may_miss:
+def _refused(asked: Asked, dormant: Stream, status: int) -> Ending:
+    if status == 204:
+        dormant.complete()
+        return Ending(b"", clean=True)
+    log.warning("stream %.6s: its upstream answered %d when asked again", dormant.id, status)
+    dormant.refused = True
+    return _lost(asked, REFUSED)
+
+
+def _missed_between(asked: Asked, dormant: Stream, following: Stream) -> bytes:
+    """The signal to one who joins a stream that others opened, and that did not begin where the dormant one ended."""
+    goes_on = following.follows == dormant.id or following.asked_after == dormant.upstream_id
+    if following.follows == dormant.id or (goes_on and not dormant.may_miss):
         return b""
     asked.counts.errors["gap"] += 1
     return wire.signal("gap", GAP, lost=None)

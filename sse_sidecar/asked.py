@@ -64,6 +64,11 @@ class Asked:
         return headers.get(self.ask.fields, b"last-event-id") or b""
 
     @property
+    def cancels(self) -> bool:
+        """Whether the client wants its upstream ended when it leaves."""
+        return headers.get(self.client.headers, b"sse-on-disconnect") == b"cancel"
+
+    @property
     def is_mcp(self) -> bool:
         return headers.get(self.client.headers, b"mcp-protocol-version") is not None
 

@@ -113,6 +113,8 @@ class Front:
             await self._resume(asked, *found)
         elif not asked.token.repeatable:
             raise self._gone(asked)
+        elif asked.shared:
+            await self._share(asked)
         else:
             # Asked by its own id, the upstream goes on where it was: nothing is lost, and nothing need be said.
             await self._ask_upstream(asked, status="new" if asked.token.upstream_id else "reset")
@@ -162,10 +164,13 @@ class Front:
             asked.counts.errors["gap"] += 1
             asked.counts.lost += position.lost
             status, signal = "gap", wire.signal("gap", TRIMMED, lost=position.lost)
+        elif status == "reset":
+            asked.counts.errors["reset"] += 1
+            signal = wire.signal("reset", RESET)
         if status != "new":
             asked.counts.resumes[status] += 1
             log.info("stream %.6s: resumed after %d: %s", stream.id, position.cursor, status)
-        if headers.get(asked.client.headers, b"sse-on-disconnect") == b"cancel" and not stream.shared:
+        if asked.cancels and not stream.shared:
             stream.cancels = True
         await self.answers.deliver(asked, stream, position.cursor, status, signal=signal)
 
@@ -206,7 +211,6 @@ class Front:
             signal = wire.signal("reset", RESET)
         if asked.token is not None:
             asked.counts.resumes[status] += 1
-        stream.cancels = headers.get(asked.client.headers, b"sse-on-disconnect") == b"cancel" and not stream.shared
         await self.answers.deliver(asked, stream, stream.log.base, status, signal=signal, cookies=True)
 
     async def _relay(self, asked: Asked, arrived: Arrived) -> None:
@@ -220,7 +224,7 @@ class Front:
         stream = self._streams.named(asked.key)
         if stream is not None and not stream.ended:
             at = stream.log.last if asked.settings.join == "live" else 0
-            await self._deliver(asked, stream, stream.log.find(at), "new")
+            await self._deliver(asked, stream, stream.log.find(at), _joined(asked, stream))
         else:
             await self._ask_together(asked, asked.key)
 
@@ -241,35 +245,35 @@ class Front:
         self._admit_asking(asked)
         joint, first = self._opener.join(asked, key, admit=self._admit)
         try:
-            try:
-                outcome = await joint.outcome()
-            except (ClientLeft, BadRequest):
-                if first:
-                    raise
-                # What was wrong was the other one's request.
-                await self._start(asked)
-                return
-            if isinstance(outcome, Stream):
-                await self._deliver_together(asked, outcome, first=first)
-            elif isinstance(outcome, Refusal):
-                asked.counts.passthrough[str(outcome.head.status)] += 1
-                passthrough.refuse(asked.client, outcome.head, outcome.body, cookies=first)
-            elif first:
-                await self._relay(asked, outcome)
-            elif asked.shared:
-                await self._ask_upstream(asked)
-            else:
-                await self._start(asked)
+            await self._answer_together(asked, await joint.outcome(), first=first)
+        except (ClientLeft, BadRequest):
+            if first or asked.client.begun:
+                raise
+            await self._start(asked)  # what was wrong was the other one's request
         finally:
             if first:
                 joint.leave()
 
+    async def _answer_together(self, asked: Asked, outcome: Stream | Refusal | Arrived, *, first: bool) -> None:
+        if isinstance(outcome, Stream):
+            await self._deliver_together(asked, outcome, first=first)
+        elif isinstance(outcome, Refusal):
+            asked.counts.passthrough[str(outcome.head.status)] += 1
+            passthrough.refuse(asked.client, outcome.head, outcome.body, cookies=first)
+        elif first:
+            await self._relay(asked, outcome)
+        elif asked.shared:
+            await self._ask_upstream(asked)
+        else:
+            await self._start(asked)
+
     async def _deliver_together(self, asked: Asked, stream: Stream, *, first: bool) -> None:
         if first:
-            await self._deliver_first(asked, stream, "new")
+            self._admit(stream)
+            await self._deliver_first(asked, stream, _joined(asked, stream))
         elif asked.shared:
             # Whoever waited for the head was there when the stream began.
-            await self._deliver(asked, stream, stream.log.find(0), "new")
+            await self._deliver(asked, stream, stream.log.find(0), _joined(asked, stream))
         else:
             await self._repeat(asked, stream)
 
@@ -297,3 +301,10 @@ class Front:
         else:
             asked.counts.passthrough[str(error.status)] += 1
             raise error
+
+
+def _joined(asked: Asked, stream: Stream) -> str:
+    """The status of one who comes to a shared stream; one whose own is gone may miss what was between."""
+    token = asked.token
+    goes_on = token is None or (token.upstream_id is not None and token.upstream_id == stream.asked_after)
+    return "new" if goes_on else "reset"

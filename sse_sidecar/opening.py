@@ -11,12 +11,12 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from sse_sidecar import asking, passthrough
+from sse_sidecar import asking, passthrough, wire
 from sse_sidecar.clock import spawn
 from sse_sidecar.errors import AnswerError, BadResponse, OriginLost
 from sse_sidecar.streams import Opening, Stream
 from sse_sidecar.unread import Unread
-from sse_sidecar.upstream import Producer
+from sse_sidecar.upstream import GAP, Producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,8 +101,10 @@ class Opener:
             shared=asked.shared,
             base=after.log.last if after else 0,
             upstream_id=after.upstream_id if after else asked.upstream_id,
+            follows=after.id if after else "",
         )
         stream = self._streams.open(opening)
+        stream.cancels = asked.cancels and not asked.shared
         for name in (asked.key if asked.shared else None, asked.standalone_key):
             if name is not None:
                 self._streams.name(stream, name)
@@ -128,10 +130,45 @@ class Opener:
         spawn(self._run(asked, key, joint, admit), name="joint request")
         return joint, True
 
+    def go_on(self, asked: Asked, dormant: Stream) -> Joint:
+        """The request that goes on for a dormant stream of a shared route, for all who came back to it."""
+        joint = self._joints.get(asked.key)
+        if joint is None:
+            joint = self._joints[asked.key] = Joint()
+            spawn(self._run_again(asked, dormant, joint), name="joint request")
+        return joint
+
+    async def _run_again(self, asked: Asked, dormant: Stream, joint: Joint) -> None:
+        try:
+            answer = await self.ask_for_more(asked, dormant, on_failure=lambda: None)
+            if answer is None:
+                joint.fail(OriginLost("it did not come back"))
+            elif answer.decoder is None:
+                joint.settle(answer)
+                joint.leave()
+            else:
+                stream = self.open(asked, answer, after=dormant, lead=hole(asked, dormant))
+                self._expect_readers(stream)
+                joint.settle(stream)
+        finally:
+            del self._joints[asked.key]
+
+    async def ask_for_more(self, asked: Asked, dormant: Stream, *, on_failure: Callable[[], None]) -> Arrived | None:
+        """What the upstream answers when it is asked to go on after a dormant stream; None where it does not."""
+        ask = asked.ask if dormant.repeatable else asked.ask.as_get()
+        return await asking.ask_again(
+            ask.resuming(dormant.upstream_id),
+            retry=dormant.upstream_retry,
+            clock=self._clock,
+            within=asked.settings.reconnect_timeout,
+            at_once=True,
+            on_failure=on_failure,
+        )
+
     async def _run(self, asked: Asked, key: bytes, joint: Joint, admit: Callable[[], None]) -> None:
         exchange = None
         try:
-            exchange = await asked.ask.send()
+            exchange = await asked.ask.resuming(asked.upstream_id).send()
             self._upload(asked.client, exchange, joint)
             arrived = asking.arrived(asked.ask, exchange, await exchange.answer())
             outcome: Stream | Refusal | Arrived = arrived
@@ -160,10 +197,21 @@ class Opener:
         if not asked.shared:
             stream.request_digest = joint.digest
             self._streams.name(stream, key)
-        if stream.producer:
-            # Those who waited for it may all have left.
-            stream.producer.on_unread(at_least=_GRACE)
+        self._expect_readers(stream)
         return stream
+
+    def _expect_readers(self, stream: Stream) -> None:
+        """Those who waited for it may all have left."""
+        if stream.producer:
+            stream.producer.on_unread(at_least=_GRACE)
+
+
+def hole(asked: Asked, dormant: Stream) -> bytes:
+    """The signal before what follows a dormant stream, where events may be missing between."""
+    if not dormant.may_miss:
+        return b""
+    asked.counts.errors["gap"] += 1
+    return wire.signal("gap", GAP, lost=None)
 
 
 async def _upload_hashed(client: Client, exchange: Exchange, joint: Joint) -> None:

@@ -144,7 +144,7 @@ class Exchange(asyncio.Protocol):
         if self._parts:
             on_data(self._take())
         if self._ended:
-            on_end(self._error)
+            self._tell_end()
         else:
             self.resume()
 
@@ -281,8 +281,11 @@ class Exchange(asyncio.Protocol):
             self._head.exception()  # whoever asked may have left
         wake(self._readable)
         wake(self._writable)
+        self._tell_end()
+
+    def _tell_end(self) -> None:
         if self._on_end:
-            self._on_end(error)
+            self._on_end(self._error)
 
 
 def request_head(method: str, target: bytes, fields: Headers) -> bytes:

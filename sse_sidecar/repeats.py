@@ -26,33 +26,30 @@ class Verdict(Enum):
 class Repeats:
     """Compares the events of a new connection with those held. Once one is not a REPEAT, no further one is."""
 
-    def __init__(self, log: Log, stream_id: str) -> None:
+    def __init__(self, log: Log, stream_id: str, long_ids: dict[bytes, int]) -> None:
+        """`long_ids` has the events, by number, whose ids are too long to be carried by their tokens."""
         self._log = log
         self._stream_id = stream_id
+        self._long_ids = long_ids
         self._next: int | None = None
 
     def check(self, block: Block) -> Verdict:
-        if self._next is None:
-            return self._first(block)
-        return self._compare(block, Verdict.NEW)
+        at = self._find(block) if self._next is None else self._next
+        if at is not None and at <= self._log.last and self._same(block, self._log.frame(at), at):
+            self._next = at + 1
+            return Verdict.REPEAT
+        return Verdict.NEW if self._find(block) is None else Verdict.RENUMBERED
 
-    def _first(self, block: Block) -> Verdict:
+    def _find(self, block: Block) -> int | None:
+        """The event held that came with the block's id."""
         if not block.upstream_id:
-            return Verdict.NEW
+            return None
+        if block.upstream_id in self._long_ids:
+            at = self._long_ids[block.upstream_id]
+            return at if at >= self._log.first else None
         suffix = event_id.suffix(self._stream_id, block.upstream_id)
-        if suffix == self._stream_id.encode():
-            return Verdict.NEW  # too long to be carried by the tokens, and so to be found
-        self._next = self._log.ending_with(b"-%b\n\n" % suffix)
-        return self._compare(block, Verdict.RENUMBERED)
-
-    def _compare(self, block: Block, otherwise: Verdict) -> Verdict:
-        if self._next is None or self._next > self._log.last:
-            return Verdict.NEW
-        held = self._log.frame(self._next)
-        if not self._same(block, held, self._next):
-            return otherwise
-        self._next += 1
-        return Verdict.REPEAT
+        is_carried = suffix != self._stream_id.encode()
+        return self._log.ending_with(b"-%b\n\n" % suffix) if is_carried else None
 
     def _same(self, block: Block, held: bytes, seq: int) -> bool:
         """A held frame may begin with a signal of the sidecar's own."""

@@ -16,7 +16,7 @@ from sse_sidecar.history import Bounds, Log
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.config import StreamSettings
@@ -117,6 +117,8 @@ class Opening(NamedTuple):
     shared: bool = False
     base: int = 0
     upstream_id: bytes = b""
+    follows: str = ""
+    """The id of the dormant stream that it goes on for, if it does."""
 
 
 class Stream:
@@ -163,6 +165,9 @@ class Stream:
         self.written = opening.base
         """The last event that was written to a reader who has left."""
         self.touched_at = table.clock.time()
+        self.asked_after = opening.upstream_id
+        """The upstream's id that its request asked to go on from, if it did."""
+        self.follows = opening.follows
         self.holes: set[int] = set()
         """The events before which others may be missing; the signal stands in their frames."""
         self._early: list[wire.Block] | None = []
@@ -321,9 +326,16 @@ class Stream:
         self.log.drop_before((self.log.last if slowest is None else slowest) + 1)
 
     def cut_slowest(self) -> None:
-        """Lets go of everything; who has not been sent it is cut off."""
-        self.log.drop_before(self.log.last + 1)
+        """Lets go of what only the reader furthest behind has yet to be sent, and of that reader."""
+        cursors = sorted({reader.cursor for reader in self.readers})
+        self.log.drop_before((cursors[1] if len(cursors) > 1 else self.log.last) + 1)
         self._cut_left_behind()
+
+    @property
+    def lag(self) -> int:
+        """Events that the reader furthest behind has yet to be sent."""
+        slowest = self.slowest()
+        return 0 if slowest is None else self.log.last - slowest
 
     def _cut_laggards(self) -> None:
         self._slow_timer = None
@@ -459,16 +471,19 @@ class Streams:
 
         A finished stream leaves a tombstone, so that its clients are told that it is over instead of starting it anew.
         """
-        for kind in (_Kind.FINISHED, _Kind.DORMANT, _Kind.TOMBSTONE):
-            while self.memory > self._max_memory and (stream := self._oldest(kind)):
-                self._metrics.evicted(kind.value)
-                self._evict_shelved(stream, kind)
+        self._evict_kind(_Kind.FINISHED)
+        self._evict_kind(_Kind.DORMANT)
         if self.memory > self._max_memory:
-            self._squeeze(Stream.release, "passed")
-        if self.memory > self._max_memory:
-            self._squeeze(Stream.cut_slowest, "reader")
+            self._release()
+        self._cut_slowest()
+        self._evict_kind(_Kind.TOMBSTONE)
         if self.memory > self._max_memory and growing.producer:
             growing.producer.overflow()
+
+    def _evict_kind(self, kind: _Kind) -> None:
+        while self.memory > self._max_memory and (stream := self._oldest(kind)):
+            self._metrics.evicted(kind.value)
+            self._evict_shelved(stream, kind)
 
     def _oldest(self, kind: _Kind) -> Stream | None:
         shelves = [shelf for (of, _), shelf in self._shelves.items() if of is kind and shelf]
@@ -485,14 +500,23 @@ class Streams:
         else:
             self._forget(stream)
 
-    def _squeeze(self, how: Callable[[Stream], None], cause: str) -> None:
+    def _release(self) -> None:
         """Takes from the largest first, and a tenth more than needed, so that the next event does not ask again."""
         for stream in sorted(self, key=lambda stream: stream.log.size, reverse=True):
             if self.memory <= self._max_memory * 0.9:
                 return
-            how(stream)
+            stream.release()
             self._recost(stream)
-            self._metrics.evicted(cause)
+            self._metrics.evicted("passed")
+
+    def _cut_slowest(self) -> None:
+        while self.memory > self._max_memory:
+            stream = max(self, key=lambda stream: stream.lag, default=None)
+            if stream is None or not stream.lag:
+                return
+            stream.cut_slowest()
+            self._recost(stream)
+            self._metrics.evicted("reader")
 
 
 class _Kind(Enum):

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_LONG_IDS = 1000
+"""How many of the last ids that no token can carry are kept, to know again what an upstream repeats."""
+
 TOO_LARGE = "An event of the upstream is larger than this proxy takes; the stream ends here."
 LOST = "The connection to the upstream was lost; the stream ends here."
 REFUSED = "The upstream was asked to go on with this stream and did not."
@@ -58,6 +61,7 @@ class Producer:
         self._last: wire.Block | None = None
         self._lead = b""
         self._repeats: Repeats | None = None
+        self._long_ids: dict[bytes, int] = {}
         self._heard_at = clock.time()
         self._stalled = False
         self._stall_timer: Timer | None = None
@@ -73,6 +77,7 @@ class Producer:
         self._exchange, self._decoder = arrived.exchange, arrived.decoder
         self._parser = wire.EventParser(self._settings.max_event_bytes)
         self._heard_at = self._clock.time()
+        self._stalled = False
         self._watch_stall()
         arrived.exchange.start(self._on_data, self._on_end)
         if self._paused:
@@ -125,6 +130,8 @@ class Producer:
             stream.upstream_retry = block.retry
         if block.upstream_id is not None:
             stream.take_upstream_id(block.upstream_id)
+            if is_event and len(stream.suffix) == len(stream.id):
+                self._keep_long_id(block.upstream_id, seq)
         if is_event:
             self._last = block
             self._awaits_response = self._awaits_response and not _is_response(block)
@@ -134,6 +141,12 @@ class Producer:
             lead, self._lead = self._lead, b""
             return lead + wire.frame(block.body, seq, stream.suffix)
         return block if block.body else None
+
+    def _keep_long_id(self, upstream_id: bytes, seq: int) -> None:
+        if self._stream.repeatable and upstream_id:
+            self._long_ids[upstream_id] = seq
+            if len(self._long_ids) > MAX_LONG_IDS:
+                del self._long_ids[next(iter(self._long_ids))]
 
     def _is_repeat(self, block: wire.Block) -> bool:
         assert self._repeats is not None  # noqa: S101 - asked for by the caller
@@ -212,8 +225,8 @@ class Producer:
         stream = self._stream
         log.info("stream %.6s: its upstream goes on", stream.id)
         if stream.upstream_id:
-            self._repeats = Repeats(stream.log, stream.id)
-        else:
+            self._repeats = Repeats(stream.log, stream.id, self._long_ids)
+        elif not self._lead:
             self._expect_hole(self._gap())
         stream.live()
         self._read(answer)
