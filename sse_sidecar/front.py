@@ -269,7 +269,7 @@ class Front:
 
     async def _deliver_together(self, asked: Asked, stream: Stream, *, first: bool) -> None:
         if first:
-            self._admit(stream)
+            self._admit_first(stream)
             await self._deliver_first(asked, stream, _joined(asked, stream))
         elif asked.shared:
             # Whoever waited for the head was there when the stream began.
@@ -286,6 +286,15 @@ class Front:
             raise OverLimit("max_streams")
         if len(self.answers.readers) >= self._settings.max_readers:
             raise OverLimit("max_readers")
+
+    def _admit_first(self, stream: Stream) -> None:
+        """The same for the client whose request opened a stream that others may have joined meanwhile."""
+        try:
+            self._admit(stream)
+        except OverLimit:
+            if stream.producer and not stream.readers:
+                stream.producer.give_up()
+            raise
 
     def _admit_asking(self, asked: Asked) -> None:
         """The same before the upstream is asked, where a stream is what is asked for."""

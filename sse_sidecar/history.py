@@ -193,6 +193,14 @@ class Log:
             gone += 1
         del self._segments[:gone]
 
+    def drop_oldest(self, up_to: int) -> int:
+        """Lets go of the oldest segment if it holds nothing after event `up_to`; the bytes that this frees."""
+        if not self._segments or self._segments[0].last > up_to:
+            return 0
+        before = self.size
+        self.drop_before(self._segments[0].last + 1)
+        return before - self.size
+
     def _segment_of(self, seq: int) -> _Segment:
         return self._segments[bisect_right(self._segments, seq, key=lambda segment: segment.first) - 1]
 

@@ -38,7 +38,9 @@ class Repeats:
         if at is not None and at <= self._log.last and self._same(block, self._log.frame(at), at):
             self._next = at + 1
             return Verdict.REPEAT
-        return Verdict.NEW if self._find(block) is None else Verdict.RENUMBERED
+        at = self._find(block)
+        is_other = at is not None and not self._same(block, self._log.frame(at), at)
+        return Verdict.RENUMBERED if is_other else Verdict.NEW
 
     def _find(self, block: Block) -> int | None:
         """The event held that came with the block's id."""

@@ -72,6 +72,8 @@ class Producer(Protocol):
 
     def overflow(self) -> None: ...
 
+    def give_up(self) -> None: ...
+
     def stop(self) -> None: ...
 
     def abandon(self) -> None: ...
@@ -320,10 +322,12 @@ class Stream:
         """The cursor of the reader furthest behind."""
         return min((reader.cursor for reader in self.readers), default=None)
 
-    def release(self) -> None:
-        """Lets go of all that every reader has passed, for the sake of other streams."""
+    def release(self, size: float) -> None:
+        """Lets go of the oldest that every reader has passed, until `size` bytes are free."""
         slowest = self.slowest()
-        self.log.drop_before((self.log.last if slowest is None else slowest) + 1)
+        passed = self.log.last if slowest is None else slowest
+        while size > 0 and (freed := self.log.drop_oldest(passed)):
+            size -= freed
 
     def cut_slowest(self) -> None:
         """Lets go of what only the reader furthest behind has yet to be sent, and of that reader."""
@@ -503,9 +507,10 @@ class Streams:
     def _release(self) -> None:
         """Takes from the largest first, and a tenth more than needed, so that the next event does not ask again."""
         for stream in sorted(self, key=lambda stream: stream.log.size, reverse=True):
-            if self.memory <= self._max_memory * 0.9:
+            excess = self.memory - self._max_memory * 0.9
+            if excess <= 0:
                 return
-            stream.release()
+            stream.release(excess)
             self._recost(stream)
             self._metrics.evicted("passed")
 
