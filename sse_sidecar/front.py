@@ -154,7 +154,8 @@ class Front:
             # What a dormant stream goes on with may follow a hole as well, when that is all there is to come.
             hole_next = stream.state is State.DORMANT and stream.may_miss and position.found is Found.AT_END
             hole_next = hole_next or position.cursor + 1 in stream.holes
-            await self._deliver(asked, stream, position, "gap" if hole_next else "resumed")
+            with _body_dropped(asked.client):
+                await self._deliver(asked, stream, position, "gap" if hole_next else "resumed")
 
     async def _deliver(self, asked: Asked, stream: Stream, position: Position, status: str) -> None:
         """Sends a stream that is here from `position` on, and says what of it is not held any more."""
@@ -317,3 +318,14 @@ def _joined(asked: Asked, stream: Stream) -> str:
     token = asked.token
     goes_on = token is None or (token.upstream_id is not None and token.upstream_id == stream.asked_after)
     return "new" if goes_on else "reset"
+
+
+@contextmanager
+def _body_dropped(client: Client) -> Iterator[None]:
+    """Takes the body of a repeated request while it is answered: unread, it would hide the client's leaving."""
+    dropping = spawn(passthrough.drop_body(client), name="drop body") if client.has_body else None
+    try:
+        yield
+    finally:
+        if dropping:
+            dropping.cancel()

@@ -87,8 +87,8 @@ class _Segment:
         index = seq - self.first
         return bytes(self.data[self.ends[index - 1] if index else 0 : self.ends[index]])
 
-    def ending_with(self, tail: bytes) -> int | None:
-        at = self.data.find(tail)
+    def ending_with(self, tail: bytes, from_seq: int) -> int | None:
+        at = self.data.find(tail, self.ends[from_seq - self.first - 1] if from_seq > self.first else 0)
         while at >= 0:
             end = at + len(tail)
             index = bisect_left(self.ends, end)
@@ -154,8 +154,8 @@ class Log:
     def ending_with(self, tail: bytes) -> int | None:
         """The first event held whose frame ends with `tail`, or None."""
         for segment in self._segments:
-            seq = segment.ending_with(tail)
-            if seq is not None and seq >= self.first:
+            seq = segment.ending_with(tail, self.first)
+            if seq is not None:
                 return seq
         return None
 

@@ -101,6 +101,7 @@ class Opener:
             shared=asked.shared,
             base=after.log.last if after else 0,
             upstream_id=after.upstream_id if after else asked.upstream_id,
+            gives_ids=after.gives_ids if after else asked.token is not None and bool(asked.token.upstream_id),
             follows=after.id if after else "",
         )
         stream = self._streams.open(opening)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sse_sidecar import headers
@@ -36,6 +37,13 @@ async def upload(client: Client, exchange: Exchange, *, on_part: Callable[[bytes
     if chunked:
         exchange.send(b"0\r\n\r\n")
     return True
+
+
+async def drop_body(client: Client) -> None:
+    """Reads a request's body to its end, for nothing."""
+    with suppress(BadRequest, ConnectionError):
+        async for _ in client.body():
+            pass
 
 
 async def relay(client: Client, exchange: Exchange, head: Head) -> None:

@@ -32,15 +32,16 @@ class Repeats:
         self._stream_id = stream_id
         self._long_ids = long_ids
         self._next: int | None = None
+        self._tail = b""
+        """What the token of the last repeat ends with: an event without an id of its own has the same."""
 
     def check(self, block: Block) -> Verdict:
         at = self._find(block) if self._next is None else self._next
-        if at is not None and at <= self._log.last and self._same(block, self._log.frame(at), at):
+        if at is not None and self._same(block, at):
             self._next = at + 1
             return Verdict.REPEAT
         at = self._find(block)
-        is_other = at is not None and not self._same(block, self._log.frame(at), at)
-        return Verdict.RENUMBERED if is_other else Verdict.NEW
+        return Verdict.NEW if at is None or self._same(block, at) else Verdict.RENUMBERED
 
     def _find(self, block: Block) -> int | None:
         """The event held that came with the block's id."""
@@ -53,12 +54,14 @@ class Repeats:
         is_carried = suffix != self._stream_id.encode()
         return self._log.ending_with(b"-%b\n\n" % suffix) if is_carried else None
 
-    def _same(self, block: Block, held: bytes, seq: int) -> bool:
-        """A held frame may begin with a signal of the sidecar's own."""
-        body, _, token = held.removesuffix(b"\n\n").rpartition(b"\nid: ")
-        if block.upstream_id is not None and token != b"%d-%b" % (
-            seq,
-            event_id.suffix(self._stream_id, block.upstream_id),
-        ):
+    def _same(self, block: Block, seq: int) -> bool:
+        """Whether event `seq` is held, and is this one; a held frame may begin with a signal of the sidecar's own."""
+        if not self._log.first <= seq <= self._log.last:
             return False
-        return body == block.body or body.endswith(b"\n\n" + block.body)
+        body, _, token = self._log.frame(seq).removesuffix(b"\n\n").rpartition(b"\nid: ")
+        tail = token.partition(b"-")[2]
+        own = self._tail if block.upstream_id is None else event_id.suffix(self._stream_id, block.upstream_id)
+        if tail != own or not (body == block.body or body.endswith(b"\n\n" + block.body)):
+            return False
+        self._tail = tail
+        return True

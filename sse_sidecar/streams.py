@@ -119,6 +119,7 @@ class Opening(NamedTuple):
     shared: bool = False
     base: int = 0
     upstream_id: bytes = b""
+    gives_ids: bool = False
     follows: str = ""
     """The id of the dormant stream that it goes on for, if it does."""
 
@@ -144,6 +145,8 @@ class Stream:
         bounds = Bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl)
         self.log = Log(bounds, opening.base)
         self.upstream_id = opening.upstream_id
+        self.gives_ids = opening.gives_ids
+        """Whether `upstream_id` is the upstream's, and not only what its client brought."""
         self.upstream_retry: bytes | None = None
         self.base_suffix = self.suffix = event_id.suffix(stream_id, opening.upstream_id)
         # Its life.
@@ -196,6 +199,7 @@ class Stream:
 
     def take_upstream_id(self, upstream_id: bytes) -> None:
         self.upstream_id = upstream_id
+        self.gives_ids = self.gives_ids or bool(upstream_id)
         self.suffix = event_id.suffix(self.id, upstream_id)
 
     def append(self, frames: list[bytes]) -> None:
@@ -245,7 +249,7 @@ class Stream:
         if self.ended:
             return
         self.state, self.clean, self.final = state, clean, final
-        self.may_miss = may_miss and not self.upstream_id
+        self.may_miss = may_miss and not (self.gives_ids and self.upstream_id)
         self.producer = None
         self.touched_at = self._table.clock.time()
         self._cancel_slow_timer()
@@ -437,7 +441,9 @@ class Streams:
         if not stream.ended or stream.readers or stream.id not in self._by_id:
             return
         place = (_kind(stream), stream.settings.history_ttl)
-        self._shelves.setdefault(place, OrderedDict())[stream.id] = stream
+        shelf = self._shelves.setdefault(place, OrderedDict())
+        shelf[stream.id] = stream
+        shelf.move_to_end(stream.id)
         if place not in self._timers:
             self._expire_at(place, stream.touched_at + place[1])
 

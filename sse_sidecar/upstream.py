@@ -224,7 +224,7 @@ class Producer:
     def _go_on(self, answer: Arrived) -> None:
         stream = self._stream
         log.info("stream %.6s: its upstream goes on", stream.id)
-        if stream.upstream_id:
+        if stream.gives_ids and stream.upstream_id:
             self._repeats = Repeats(stream.log, stream.id, self._long_ids)
         elif not self._lead:
             self._expect_hole(self._gap())
