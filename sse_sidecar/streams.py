@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from enum import Enum
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sse_sidecar import event_id, wire
@@ -127,7 +128,7 @@ class Opening(NamedTuple):
 class Stream:
     """One log of events, with one producer and any number of readers."""
 
-    def __init__(self, table: Streams, stream_id: str, opening: Opening) -> None:
+    def __init__(self, table: Streams, stream_id: str, opening: Opening) -> None:  # noqa: PLR0915 - one line a fact
         self._table = table
         self.id = stream_id
         self.key = opening.key
@@ -444,7 +445,13 @@ class Streams:
         shelf = self._shelves.setdefault(place, OrderedDict())
         shelf[stream.id] = stream
         shelf.move_to_end(stream.id)
-        if place not in self._timers:
+        # Tombstones that were asked for since are younger than one that comes now; there are few of them.
+        younger = takewhile(
+            lambda other: other.touched_at > stream.touched_at, islice(reversed(shelf.values()), 1, None)
+        )
+        for other in reversed(list(younger)):
+            shelf.move_to_end(other.id)
+        if next(iter(shelf)) == stream.id:
             self._expire_at(place, stream.touched_at + place[1])
 
     def unshelve(self, stream: Stream) -> None:
@@ -465,6 +472,8 @@ class Streams:
             self._forget(stream)
 
     def _expire_at(self, place: tuple[_Kind, float], when: float) -> None:
+        if place in self._timers:
+            self._timers[place].cancel()
         self._timers[place] = self.clock.call_later(when - self.clock.time(), self._expire, place)
 
     def _forget(self, stream: Stream) -> None:
