@@ -199,7 +199,9 @@ class Client:
     def write(self, data: bytes) -> None:
         """Sends a part of the body, with the head where that is still held."""
         if data:
-            self.write_framed(chunk(data) if self.chunked else data)
+            # Not joined: a replay's bytes are the log's own, and stay one object however many readers wait for them.
+            self._held += (b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else (data,)
+            self.flush()
 
     def write_framed(self, data: bytes) -> None:
         """The same for bytes that bear their chunk framing already, where `chunked` says there is one."""
@@ -217,7 +219,8 @@ class Client:
     def flush(self) -> None:
         if self._held:
             held, self._held = self._held, []
-            self._send(b"".join(held))
+            if not self.gone and self._request.transport is not None:
+                self._request.transport.writelines(held)
 
     async def drain(self) -> None:
         """Waits until the peer takes more; at once where it is gone."""
