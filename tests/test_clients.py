@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing, suppress
@@ -129,8 +128,6 @@ def tell(upstream: Upstream, ways: Ways, pieces: Iterable[bytes] = PIECES, *, wh
 
 # curl
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-
 
 class Curl(NamedTuple):
     """What curl printed, and how it ended: 18 is a partial file, 28 a time-out."""
@@ -157,7 +154,6 @@ async def curl(url: str, *options: str) -> Curl:
     return Curl(process.returncode, output)
 
 
-@needs_curl
 @pytest.mark.parametrize("options", [(), ("--json", '{"n": 1}')], ids=["GET", "POST"])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "broken"])
 async def test_curl_prints_the_same_events(
@@ -178,7 +174,6 @@ async def test_curl_prints_the_same_events(
     assert through.output.count(b": OPENROUTER PROCESSING\n") == direct.output.count(b": OPENROUTER PROCESSING\n")
 
 
-@needs_curl
 @pytest.mark.parametrize("options", [(), ("-d", "x")], ids=["GET", "POST"])
 async def test_curl_goes_on_after_its_time_is_up(upstream: Upstream, ways: Ways, options: tuple[str, ...]) -> None:
     """`--max-time` cuts the answer off; the last id, as it was printed, in `Last-Event-ID` brings the rest."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import http_exceptions, web
+from aiohttp import http_exceptions, web, web_protocol
 from aiohttp.base_protocol import BaseProtocol
 
 from sse_sidecar import downstream
@@ -543,6 +543,13 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
         and hasattr(web.BaseRequest, "body_exists")
         and inspect.iscoroutinefunction(aiohttp.StreamReader.readany)
     ),
+    "a body that is being read can be told that it is broken": lambda: all(
+        hasattr(aiohttp.StreamReader, name) for name in ("set_exception", "exception", "is_eof", "feed_eof")
+    ),
+    "RequestHandler queues what it has parsed in _messages": lambda: "_messages" in web.RequestHandler.__slots__,
+    "what could not be parsed is queued as an _ErrInfo": lambda: hasattr(web_protocol, "_ErrInfo"),
+    "RequestHandler.data_received takes data": lambda: parameters(web.RequestHandler.data_received) == ["self", "data"],
+    "web.Server lists its connections": lambda: isinstance(web.Server.connections, property),
     "a line that is too long has an exception of its own": lambda: issubclass(
         http_exceptions.LineTooLong, http_exceptions.HttpProcessingError
     ),

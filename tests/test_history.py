@@ -189,6 +189,13 @@ def test_an_event_is_found_by_how_it_ends() -> None:
     assert [5, 4, None] == [log.ending_with(tail) for tail in (b"-x;", b"-y;", b"1-x;")]
 
 
+def test_an_event_is_found_by_how_it_ends_though_one_before_it_is_no_longer_held() -> None:
+    log = Log(AMPLE)  # one segment
+    log.append([b"1-x;", b"2-y;", b"3-x;"], 0.0)
+    log.drop_before(2)
+    assert 3 == log.ending_with(b"-x;")
+
+
 # Trim
 
 
@@ -297,6 +304,24 @@ def test_what_is_dropped_is_no_longer_found() -> None:
     assert (b"<3><4><5>", 5) == log.read_after(2)
     log.drop_before(2)
     assert 3 == log.first
+
+
+def test_the_oldest_events_go_by_what_frees_memory_and_only_if_all_of_it_may() -> None:
+    log = Log(Bounds(events=100, size=160, age=3600.0))  # segments of 10 bytes: of 1 and 2, of 3 and 4, and of 5
+    for first in (1, 3, 5):
+        log.append(frames(first, min(first + 1, 5), 6), 0.0)
+    assert 0 == log.drop_oldest(1)
+    assert 1 == log.first
+    before = log.size
+    freed = log.drop_oldest(2)
+    assert (3, before - freed) == (log.first, log.size)
+    assert freed >= 12
+    assert 0 == log.drop_oldest(3)
+    log.drop_before(4)
+    assert freed == log.drop_oldest(100)
+    assert 5 == log.first
+    assert log.drop_oldest(5) > 0
+    assert (6, 0, 0) == (log.first, log.size, log.drop_oldest(100))
 
 
 def test_no_more_can_be_dropped_than_there_is() -> None:

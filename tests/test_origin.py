@@ -19,6 +19,9 @@ from tests.harness import Asked, ManualClock, Upstream, chunk, port_of, request,
 
 CONNECT_TIMEOUT, RESPONSE_TIMEOUT = 10.0, 30.0
 
+FLOOD = 100_000_000
+"""More bytes than the kernel takes for an upstream that does not read."""
+
 Dial = Callable[..., Awaitable[tuple[Exchange, Asked]]]
 
 
@@ -264,6 +267,11 @@ RECORDED: dict[str, tuple[bytes, bytes, type | None]] = {
         None,
     ),
     "data after the end": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\n", b"hello", None),
+    "data after the end of a connection": (
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello\r\nmore",
+        b"hello",
+        None,
+    ),
     "until the end": (b"HTTP/1.1 200 OK\r\nX-A: 1\r\n\r\nto\r\n\r\nthe end", b"to\r\n\r\nthe end", None),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\nto the end", b"to the end", None),
     "bare LF": (b"HTTP/1.1 200 OK\nX-A: 1\nContent-Length: 5\n\nhello", b"hello", None),
@@ -335,15 +343,15 @@ async def test_a_large_body_comes_whole(dial: Dial, take: Take) -> None:
 async def test_what_is_not_taken_is_not_read(dial: Dial) -> None:
     """From the head on, until someone wants the body, the upstream is held up."""
     exchange, asked = await dial()
-    await asked.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+    await asked.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % FLOOD)
     await exchange.answer()
-    asked.writer.write(bytes(100_000_000))
+    asked.writer.write(bytes(FLOOD))
     transport = asked.writer.transport
-    await until(lambda: transport.get_write_buffer_size() < 100_000_000)
+    await until(lambda: transport.get_write_buffer_size() < FLOOD)
     for _ in range(50):
         await asyncio.sleep(0.001)
 
-    assert transport.get_write_buffer_size() > 50_000_000
+    assert transport.get_write_buffer_size() > FLOOD // 2
     assert sum(map(len, exchange._parts)) < 1 << 20
 
 
@@ -378,7 +386,7 @@ async def test_a_body_may_be_pushed_that_has_come_before(dial: Dial) -> None:
 
 async def test_the_upstream_that_does_not_read_is_waited_for(dial: Dial) -> None:
     exchange, asked = await dial("PUT")
-    exchange.send(bytes(50_000_000))
+    exchange.send(bytes(FLOOD))
     draining = asyncio.ensure_future(exchange.drain())
     for _ in range(20):
         await asyncio.sleep(0.001)
@@ -392,7 +400,7 @@ async def test_the_upstream_that_does_not_read_is_waited_for(dial: Dial) -> None
 @pytest.mark.parametrize("end", ["close", "reset"])
 async def test_no_one_waits_for_an_upstream_that_is_gone(dial: Dial, end: str) -> None:
     exchange, asked = await dial("PUT")
-    exchange.send(bytes(50_000_000))
+    exchange.send(bytes(FLOOD))
     draining = asyncio.ensure_future(exchange.drain())
     await asyncio.sleep(0)
     (asked.close if end == "close" else asked.reset)()
@@ -416,6 +424,20 @@ async def test_after_close_no_call_back_comes(dial: Dial) -> None:
     await asked.closed()
 
     assert (b"half", []) == (sink.data, sink.ends)
+
+
+async def test_what_the_upstream_has_not_taken_is_dropped_on_close(dial: Dial) -> None:
+    """It may never read on, and would hold the bytes and the socket for as long."""
+    exchange, asked = await dial("PUT")
+    exchange.send(bytes(FLOOD))
+    await until(lambda: exchange._writing_paused)
+    exchange.close()
+    received = 0
+    with suppress(ConnectionError):
+        while part := await asked.reader.read(1 << 20):
+            received += len(part)
+
+    assert received < FLOOD
 
 
 async def test_close_ends_the_waiting_for_the_head(dial: Dial) -> None:
