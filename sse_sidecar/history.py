@@ -10,7 +10,10 @@ from array import array
 from bisect import bisect_left, bisect_right
 from enum import Enum
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SEGMENT_BYTES = 64 * 1024
 """One write to a socket takes about this much, and a trim frees it whole."""
@@ -87,15 +90,14 @@ class _Segment:
         index = seq - self.first
         return bytes(self.data[self.ends[index - 1] if index else 0 : self.ends[index]])
 
-    def ending_with(self, tail: bytes, from_seq: int) -> int | None:
-        at = self.data.find(tail, self.ends[from_seq - self.first - 1] if from_seq > self.first else 0)
+    def ending_with(self, tail: bytes) -> Iterator[int]:
+        at = self.data.find(tail)
         while at >= 0:
             end = at + len(tail)
             index = bisect_left(self.ends, end)
             if self.ends[index] == end:
-                return self.first + index
+                yield self.first + index
             at = self.data.find(tail, at + 1)
-        return None
 
 
 class Log:
@@ -151,13 +153,9 @@ class Log:
         segment = self._segment_of(seq + 1)
         return segment.after(seq), segment.last
 
-    def ending_with(self, tail: bytes) -> int | None:
-        """The first event held whose frame ends with `tail`, or None."""
-        for segment in self._segments:
-            seq = segment.ending_with(tail, self.first)
-            if seq is not None:
-                return seq
-        return None
+    def ending_with(self, tail: bytes) -> list[int]:
+        """The events held whose frames end with `tail`, in order."""
+        return [seq for segment in self._segments for seq in segment.ending_with(tail) if seq >= self.first]
 
     def frame(self, seq: int) -> bytes:
         """One event, which must be held."""

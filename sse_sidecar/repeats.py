@@ -6,6 +6,7 @@ Only the unbroken run at the start of the new connection can repeat: what follow
 from __future__ import annotations
 
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sse_sidecar import event_id
@@ -36,23 +37,30 @@ class Repeats:
         """What the token of the last repeat ends with: an event without an id of its own has the same."""
 
     def check(self, block: Block) -> Verdict:
-        at = self._find(block) if self._next is None else self._next
-        if at is not None and self._same(block, at):
-            self._next = at + 1
+        if self._next is not None and self._same(block, self._next):
+            self._next += 1
             return Verdict.REPEAT
-        at = self._find(block)
-        return Verdict.NEW if at is None or self._same(block, at) else Verdict.RENUMBERED
+        # What lies before the run may be of a numbering that the upstream has given up.
+        held = [seq for seq in self._find(block) if self._next is None or seq >= self._next]
+        same = next((seq for seq in held if self._same(block, seq)), None)
+        if same is not None and self._next is None:
+            self._next = same + 1
+            return Verdict.REPEAT
+        return Verdict.RENUMBERED if held and same is None else Verdict.NEW
 
-    def _find(self, block: Block) -> int | None:
-        """The event held that came with the block's id."""
+    def _find(self, block: Block) -> list[int]:
+        """The events held that came with the block's id, the newest first: an upstream may have begun to count anew."""
         if not block.upstream_id:
-            return None
+            return []
         if block.upstream_id in self._long_ids:
-            at = self._long_ids[block.upstream_id]
-            return at if at >= self._log.first else None
+            seq = self._long_ids[block.upstream_id]
+            return [seq] if seq >= self._log.first else []
         suffix = event_id.suffix(self._stream_id, block.upstream_id)
-        is_carried = suffix != self._stream_id.encode()
-        return self._log.ending_with(b"-%b\n\n" % suffix) if is_carried else None
+        if suffix == self._stream_id.encode():
+            return []
+        # The tokens of those after it that have no id carry it as well.
+        bearing = self._log.ending_with(b"-%b\n\n" % suffix)
+        return [seq for before, seq in pairwise([-1, *bearing]) if before != seq - 1][::-1]
 
     def _same(self, block: Block, seq: int) -> bool:
         """Whether event `seq` is held, and is this one; a held frame may begin with a signal of the sidecar's own."""
