@@ -188,12 +188,13 @@ class Producer:
 
     # Reconnecting
 
-    def _may_reconnect(self) -> bool:
+    def _may_reconnect(self, *, stalled: bool = False) -> bool:
+        """Whether a connection that is lost is to be followed by another; one that `stalled` is given up by choice."""
         policy = self._settings.reconnect
         if policy == "auto":
             policy = "always" if self._stream.shared else "exact"
         exact = self._last is not None and bool(self._last.upstream_id)
-        allowed = policy == "always" or (policy == "exact" and exact)
+        allowed = policy == "always" or (policy == "exact" and (exact or stalled))
         return allowed and self._stream.repeatable and bool(self._stream.readers) and not self._keeps_ids
 
     def _reconnect(self) -> None:
@@ -340,7 +341,7 @@ class Producer:
         self._counts.stalls += 1
         log.warning("stream %.6s: nothing from its upstream for %g s", self._stream.id, quiet)
         self._stream.note(wire.WAITING)
-        if self._settings.on_stall == "reconnect" and self._may_reconnect():
+        if self._settings.on_stall == "reconnect" and self._may_reconnect(stalled=True):
             self._reconnect()
 
 

@@ -256,18 +256,27 @@ async def flood(asked: Asked, sidecar: Sidecar) -> None:
 @pytest.fixture
 async def flooding(upstream: Upstream, sidecar: Sidecar, slow: RawClient) -> Asked:
     """The upstream of a stream whose one client is slow."""
+    return await flood_slow_client(upstream, sidecar, slow)
+
+
+async def flood_slow_client(upstream: Upstream, sidecar: Sidecar, slow: RawClient) -> Asked:
+    """The client has read all that there was when the flood begins."""
+    readers = sidecar.front.answers.readers
+    before = set(readers)
     await slow.ask(port_of(sidecar))
     asked = await upstream.asked()
     await asked.begin()
+    await until(lambda: any(reader._live for reader in readers if reader not in before))
     await flood(asked, sidecar)
     return asked
 
 
 @flooded
 async def test_a_slow_reader_holds_up_its_upstream_in_bounded_memory(flooding: Asked, sidecar: Sidecar) -> None:
-    (client,) = sidecar.front.answers.readers.values()
+    ((reader, client),) = sidecar.front.answers.readers.items()
     transport = client._request.transport
 
+    assert not reader._live
     assert BOUND <= sidecar.streams.memory <= 2 * BOUND
     assert transport is not None
     assert transport.get_write_buffer_size() <= 512 * 1024
@@ -346,8 +355,11 @@ async def test_live_readers_of_the_stream_lose_nothing_by_a_slow_one(
 
 
 @flooded
-async def test_other_streams_do_not_notice_a_slow_reader(flooding: Asked, open_stream: OpenStream) -> None:
+async def test_other_streams_do_not_notice_a_slow_reader(
+    open_stream: OpenStream, upstream: Upstream, sidecar: Sidecar, slow: RawClient
+) -> None:
     asked, response = await open_stream("/b")
+    flooding = await flood_slow_client(upstream, sidecar, slow)
     await asked.stream(b"data: 1\n\n")
     await response.read_until(b"id: 1-")
 
