@@ -7,18 +7,20 @@ import inspect
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import pytest
-from aiohttp import http_exceptions, web, web_protocol
+from aiohttp import HttpVersion11, http_exceptions, web, web_protocol
 from aiohttp.base_protocol import BaseProtocol
 
 from sse_sidecar import downstream
 from sse_sidecar.app import Sidecar
 from sse_sidecar.downstream import ClientClass, classify
+from sse_sidecar.errors import BadRequest
 from tests.conftest import Ask, Connect, with_settings
-from tests.harness import EVENT_SOURCE, Response, Upstream, chunk, until
+from tests.harness import Response, Upstream, chunk, until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -394,19 +396,56 @@ async def test_a_problem_document_to_head_has_no_body_and_the_connection_is_kept
     assert first == second
 
 
-async def test_head_and_priming_leave_in_one_piece(connect: Connect, upstream: Upstream, sidecar: Sidecar) -> None:
-    """One system call, one segment: a browser's `open` and its first id come together."""
-    client = await connect()
-    lines = "".join(f"{name}: {value}\r\n" for name, value in EVENT_SOURCE.items()).encode()
-    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n")
-    asked = await upstream.asked()
-    await asked.begin()
-    await until(lambda: client.reader._buffer)  # type: ignore[attr-defined]
-    raw = bytes(client.reader._buffer)  # type: ignore[attr-defined]
-    (stream,) = sidecar.streams
+class Written(asyncio.Transport):
+    """A transport that keeps what each call writes."""
 
-    assert b"\r\n\r\n" in raw
-    assert b"id: 0-%b\n\nretry: " % stream.id.encode() in raw
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes] = []
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.calls.append(bytes(data))
+
+
+def client_on(transport: Written) -> downstream.Client:
+    request = SimpleNamespace(
+        protocol=None,
+        transport=transport,
+        method="GET",
+        version=HttpVersion11,
+        keep_alive=True,
+        headers={},
+        raw_headers=((b"Host", b"a"),),
+    )
+    return downstream.Client(cast("web.BaseRequest", request))
+
+
+def test_head_priming_and_replay_leave_in_one_write() -> None:
+    """One system call, and a browser's `open`, its first id and what it missed come together."""
+    transport = Written()
+    client = client_on(transport)
+    client.begin(200, [(b"X-A", b"1")])
+    client.hold(b"id: 1-x\n\n")
+    client.write(b"data: 1\n\n")
+    client.write(b"data: 2\n\n")
+    client.end()
+    head = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n"
+
+    assert [
+        head + chunk(b"id: 1-x\n\n") + chunk(b"data: 1\n\n"),
+        chunk(b"data: 2\n\n"),
+        b"0\r\n\r\n",
+    ] == transport.calls
+
+
+def test_an_answer_of_the_sidecars_own_leaves_in_one_write() -> None:
+    transport = Written()
+    client_on(transport).problem(BadRequest)
+
+    assert [BAD_REQUEST.replace(b"Connection: close\r\n", b"")] == transport.calls
 
 
 # Pipelining
