@@ -55,9 +55,9 @@ class Answers:
         `signal` stands before it. `cookies` says whether this is the client whom the upstream answered.
         """
         client = asked.client
+        client.begin(200, _fields(stream, status, cookies=cookies))
         reader = Reader(client, stream, cursor, dialect=_dialect(asked), clock=self._clock, counts=asked.counts)
         resumes = asked.token is not None and asked.token.stream_id == stream.id
-        client.begin(200, _fields(stream, status, cookies=cookies))
         client.hold(self._opening(asked, reader, resumes=resumes) + signal)
         goes_on = stream.state is State.DORMANT and resumes
         self.readers[reader] = client

@@ -17,7 +17,7 @@ else:
     from backports import zstd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 PIECE = 256 * 1024
 
@@ -27,7 +27,7 @@ class DecodingError(Exception):
 
 
 class Decoder(Protocol):
-    def pieces(self, data: bytes) -> Iterator[bytes]:
+    def pieces(self, data: bytes) -> Iterable[bytes]:
         """What `data` adds, at most about PIECE bytes at a time. Raises DecodingError."""
         ...
 
@@ -40,8 +40,8 @@ def decoder(content_encoding: bytes | None) -> Decoder | None:
 
 
 class Identity:
-    def pieces(self, data: bytes) -> Iterator[bytes]:
-        yield data
+    def pieces(self, data: bytes) -> Iterable[bytes]:
+        return (data,)
 
 
 class _Zlib:

@@ -1,7 +1,7 @@
 """The reader: a cursor in a stream, and a client that is sent what lies after it.
 
-Live is a replay that has caught up. A reader at the end of the log is written to from within `publish`; one that falls
-behind is served from the log by its own coroutine, with back-pressure, until it is at the end again.
+Live is a replay that has caught up. A reader at the end of the log is written to from within `Stream.publish`; one that
+falls behind is served from the log by its own coroutine, with back-pressure, until it is at the end again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,28 @@ if TYPE_CHECKING:
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.downstream import Client
     from sse_sidecar.metrics import RouteMetrics
-    from sse_sidecar.streams import Publication, Stream
+    from sse_sidecar.streams import Stream
 
 
 class Reader:
     """Writes a stream to a client."""
+
+    __slots__ = (
+        "_client",
+        "_clock",
+        "_counts",
+        "_cursor",
+        "_form",
+        "_interrupt",
+        "_live",
+        "_replay_to",
+        "_waiter",
+        "_wrote_at",
+        "come_back",
+        "dialect",
+        "done",
+        "stream",
+    )
 
     def __init__(
         self, client: Client, stream: Stream, cursor: int, *, dialect: wire.Dialect, clock: Clock, counts: RouteMetrics
@@ -34,21 +51,30 @@ class Reader:
         self._counts = counts
         self._waiter: asyncio.Future[None] | None = None
         self._live = False
-        self._replay_to = cursor
+        self._replay_to = self._cursor = cursor
+        self._form = wire.form(dialect, chunked=client.chunked)
+        self._wrote_at = clock.time()
+        self._interrupt: Callable[[], None] | None = None
         self.stream = stream
-        self.cursor = cursor
         self.dialect = dialect
-        self.wrote_at = clock.time()
         self.done = False
         """Whether it is over: cut off, or sent away with `dismiss`."""
         self.come_back = b""
         """What one that is sent away is told about coming back."""
-        self._interrupt: Callable[[], None] | None = None
+
+    @property
+    def cursor(self) -> int:
+        """The last event that it was sent; while it is live, of those that were published."""
+        return self.stream.log.last if self._live else self._cursor
+
+    @property
+    def wrote_at(self) -> float:
+        return max(self._wrote_at, self.stream.published_at) if self._live else self._wrote_at
 
     def switch(self, stream: Stream) -> None:
         """Goes on with the stream that follows this one, from its start."""
-        self.stream, self.cursor = stream, stream.log.first - 1
-        self._replay_to = self.cursor
+        self.stream = stream
+        self._replay_to = self._cursor = stream.log.first - 1
 
     async def follow(self, *, resumed: bool = False) -> None:
         """Delivers until the stream has ended and the client has been sent everything, or until `done`."""
@@ -67,7 +93,8 @@ class Reader:
                 if self.stream.ended:
                     return
                 self._client.flush()
-                await self._read_live()
+                if not self._client.backed_up:
+                    await self._read_live()
         finally:
             self.stream.detach(self)
 
@@ -88,17 +115,17 @@ class Reader:
 
     async def _replay(self) -> bool:
         """Sends one piece of the log; says whether there was any."""
-        if self.cursor + 1 < self.stream.log.first:
+        if self._cursor + 1 < self.stream.log.first:
             self.cut_off()
             return False
-        data, last = self.stream.log.read_after(self.cursor)
+        data, last = self.stream.log.read_after(self._cursor)
         if not data:
             return False
         self._client.write(data)
-        self._counts.events_delivered += last - self.cursor
-        self._counts.events_replayed += max(min(last, self._replay_to) - self.cursor, 0)
-        self.cursor = last
-        self.wrote_at = self._clock.time()
+        self._counts.events_delivered += last - self._cursor
+        self._counts.events_replayed += max(min(last, self._replay_to) - self._cursor, 0)
+        self._cursor = last
+        self._wrote_at = self._clock.time()
         self.stream.on_advance()
         await asyncio.sleep(0)
         return True
@@ -115,26 +142,29 @@ class Reader:
             self.cut_off()
 
     async def _read_live(self) -> None:
-        self._live = True
+        transport = self._client.transport
+        if transport is None:
+            return
+
+        def fall_behind() -> None:
+            self.stream.live_readers.fall_behind(transport, self._form)
+            self._leave_live()
+
         self._waiter = asyncio.get_running_loop().create_future()
+        self._client.on_backed_up = fall_behind
+        self.stream.go_live(self, transport, self._form)
+        self._live = True
         try:
             await self._waiter
         finally:
             self._live = False
+            self._cursor = self.stream.leave_live(self, transport, self._form)
+            self._client.on_backed_up = None
+
+    def _leave_live(self) -> None:
+        wake(self._waiter)
 
     # Called by the stream
-
-    def on_publish(self, publication: Publication) -> None:
-        if self.cursor + 1 < self.stream.log.first:
-            self.cut_off()
-        if not self._live or self.cursor != publication.before:
-            return
-        self._client.write_framed(publication.wire(self.dialect, chunked=self._client.chunked))
-        self._counts.events_delivered += publication.last - self.cursor
-        self.cursor = publication.last
-        self.wrote_at = self._clock.time()
-        if self._client.backed_up:
-            self._leave_live()
 
     def on_end(self) -> None:
         self._leave_live()
@@ -154,10 +184,6 @@ class Reader:
         if self._interrupt:
             self._interrupt()
 
-    def _leave_live(self) -> None:
-        self._live = False
-        wake(self._waiter)
-
     # Called by the heart
 
     def beat(self, now: float) -> None:
@@ -165,7 +191,7 @@ class Reader:
         if (self._live or self._interrupt) and not self._client.backed_up:
             self._client.write(wire.notice(wire.HEARTBEAT, self.dialect))
             self._counts.heartbeats += 1
-        self.wrote_at = now
+        self._wrote_at = now
 
 
 class Heart:

@@ -80,7 +80,8 @@ class Client:
     def __init__(self, request: web.BaseRequest, *, closing: bool = False) -> None:
         self._request = request
         self._protocol = request.protocol
-        self._held: list[bytes] = []
+        self._transport = request.transport
+        self._held: list[bytes] | None = None
         self._continue_sent = False
         # A chunked body from HTTP/1.0 may have been framed otherwise by what stands between (RFC 9112, section 6.1).
         unsure = request.version < (1, 1) and "transfer-encoding" in request.headers
@@ -91,6 +92,8 @@ class Client:
         self.begun = False
         self.chunked = False
         self.status = 0
+        self.on_backed_up: Callable[[], None] | None = None
+        """Told when the peer begins to take less than it is sent."""
 
     # The request
 
@@ -125,7 +128,7 @@ class Client:
     @property
     def address(self) -> str:
         """The peer's address without its port; nothing on a Unix socket."""
-        peer = self._request.transport.get_extra_info("peername") if self._request.transport else None
+        peer = self._transport.get_extra_info("peername") if self._transport else None
         return str(peer[0]) if isinstance(peer, tuple) else ""
 
     @property
@@ -151,6 +154,11 @@ class Client:
             self._keep_alive = False
             raise BadRequest from error
 
+    def break_body(self) -> None:
+        """What follows of it can not be read."""
+        if not self._request.content.is_eof():
+            self._request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
+
     def check(self) -> None:
         """Raises BadRequest where the head is no HTTP/1 that can be passed on; aiohttp lets these through."""
         codings = headers.listed(self.headers, b"transfer-encoding")
@@ -163,19 +171,24 @@ class Client:
         if self.begun or self._continue_sent or b"100-continue" not in headers.listed(self.headers, b"expect"):
             return
         self._continue_sent = True
-        self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # The answer
 
     @property
     def gone(self) -> bool:
-        transport = self._request.transport
-        return transport is None or transport.is_closing()
+        return self._transport is None or self._transport.is_closing()
+
+    @property
+    def transport(self) -> asyncio.WriteTransport | None:
+        """Where a part of the body that bears its chunk framing may be written, once nothing is held."""
+        return self._transport
 
     @property
     def backed_up(self) -> bool:
         """The peer takes less than it is sent; `drain` waits for it."""
-        return self._protocol.writing_paused and self._request.transport is not None
+        return self._protocol.writing_paused and not self.gone
 
     def begin(self, status: int, fields: headers.Headers, reason: bytes | None = None) -> None:
         """Sets the head. A body without a length is chunked, or ends with the connection on HTTP/1.0."""
@@ -200,27 +213,21 @@ class Client:
         """Sends a part of the body, with the head where that is still held."""
         if data:
             # Not joined: a replay's bytes are the log's own, and stay one object however many readers wait for them.
-            self._held += (b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else (data,)
+            self._hold(b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else self._hold(data)
             self.flush()
-
-    def write_framed(self, data: bytes) -> None:
-        """The same for bytes that bear their chunk framing already, where `chunked` says there is one."""
-        if self._held:
-            self._held.append(data)
-            self.flush()
-        else:
-            self._send(data)
 
     def hold(self, data: bytes) -> None:
         """Keeps a part of the body back until the next `write` or `flush`."""
         if data:
-            self._held.append(chunk(data) if self.chunked else data)
+            self._hold(chunk(data) if self.chunked else data)
+
+    def _hold(self, *parts: bytes) -> None:
+        self._held = [*(self._held or ()), *parts]
 
     def flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, []
-            if not self.gone and self._request.transport is not None:
-                self._request.transport.writelines(held)
+        held, self._held = self._held, None
+        if held and self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(held)
 
     async def drain(self) -> None:
         """Waits until the peer takes more; at once where it is gone."""
@@ -229,21 +236,21 @@ class Client:
     def end(self) -> None:
         """The body is whole."""
         if self.chunked:
-            self._held.append(b"0\r\n\r\n")
+            self._hold(b"0\r\n\r\n")
         self.flush()
 
     def cut(self) -> None:
         """Ends the connection after what has been written, so that the body reads as cut short."""
         self.flush()
         self._keep_alive = False
-        if self._request.transport is not None:
-            self._request.transport.close()
+        if self._transport is not None:
+            self._transport.close()
 
     def abort(self) -> None:
         """Drops the connection, and what the peer has not taken."""
         self._keep_alive = False
-        if self._request.transport is not None:
-            self._request.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def respond(self, status: int, fields: headers.Headers, body: bytes = b"") -> None:
         """A whole answer of the sidecar's own."""
@@ -259,11 +266,6 @@ class Client:
     def answer(self) -> web.StreamResponse:
         """What aiohttp is told: everything is written, and whether the connection may be used again."""
         return _Written(self.status, keep_alive=self._keep_alive)
-
-    def _send(self, data: bytes) -> None:
-        transport = self._request.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(data)
 
 
 def _phrase(status: int) -> bytes:
@@ -294,15 +296,20 @@ class _Written(web.StreamResponse):
 class _Connection(web.RequestHandler):
     """aiohttp's server protocol, quiet about what a client sent that is no HTTP."""
 
-    request: web.BaseRequest | None = None
+    client: Client | None = None
     """The one being answered."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.client and self.client.on_backed_up:
+            self.client.on_backed_up()
 
     def data_received(self, data: bytes) -> None:
         """Tells the request being answered that its body is broken: aiohttp would only answer what follows it."""
         super().data_received(data)
         broken = self._messages and isinstance(self._messages[-1][0], _ErrInfo)
-        if broken and self.request is not None and not self.request.content.is_eof():
-            self.request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
+        if broken and self.client is not None:
+            self.client.break_body()
 
     def handle_error(
         self,
@@ -349,7 +356,7 @@ class Server(web.Server):
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         client = Client(request, closing=self.closing)
         connection = cast("_Connection", request.protocol)
-        connection.request = request
+        connection.client = client
         try:
             client.check()
             await self._handle(client)
@@ -367,7 +374,7 @@ class Server(web.Server):
             else:
                 client.problem(AnswerError)
         finally:
-            connection.request = None
+            connection.client = None
             if request.content.exception():
                 request.content.feed_eof()  # or aiohttp would read on, to see whether the connection can be kept
         return client.answer()

@@ -77,10 +77,16 @@ class _Segment:
     def cost(self) -> int:
         return len(self.data) + _INDEX_BYTES * len(self.ends) + _SEGMENT_OVERHEAD
 
-    def extend(self, frames: list[bytes], now: float) -> None:
-        self.ends.extend(list(accumulate(map(len, frames), initial=len(self.data)))[1:])
-        self.data += b"".join(frames)
+    def extend(self, frames: list[bytes], now: float) -> int:
+        """Adds frames; the bytes of memory that they take."""
+        data, ends = self.data, self.ends
+        before = len(data)
+        for frame in frames:
+            data += frame
+            ends.append(len(data))
+        self.data = data
         self.until = now
+        return len(data) - before + _INDEX_BYTES * len(frames)
 
     def after(self, seq: int) -> bytes:
         start = self.ends[seq - self.first] if seq >= self.first else 0
@@ -136,12 +142,10 @@ class Log:
         """Adds frames, which must carry the numbers from `last` + 1 on."""
         while frames:
             segment = self._open_segment(now)
-            fitting = self._fitting(frames)
-            before = segment.cost
-            segment.extend(frames[:fitting], now)
-            self.size += segment.cost - before
-            self.last += fitting
-            frames = frames[fitting:]
+            fitting = frames if len(frames) == 1 else self._fitting(frames)
+            self.size += segment.extend(fitting, now)
+            self.last += len(fitting)
+            frames = frames[len(fitting) :]
 
     def read_after(self, seq: int) -> tuple[bytes, int]:
         """Some frames after `seq`, joined, with the number of the last of them; nothing and `seq` at the end.
@@ -160,6 +164,15 @@ class Log:
     def frame(self, seq: int) -> bytes:
         """One event, which must be held."""
         return self._segment_of(seq).frame(seq)
+
+    def within(self, now: float) -> bool:
+        """Whether there is nothing to `trim`."""
+        bounds = self._bounds
+        return (
+            self.size <= bounds.size
+            and self.last - self.first < bounds.events
+            and (not self._segments or self._segments[0].until >= now - bounds.age)
+        )
 
     def trim(self, now: float, *, keep_after: int | None = None) -> bool:
         """Lets go of what is out of bounds, oldest first; says whether the log is within them now.
@@ -202,11 +215,11 @@ class Log:
     def _segment_of(self, seq: int) -> _Segment:
         return self._segments[bisect_right(self._segments, seq, key=lambda segment: segment.first) - 1]
 
-    def _fitting(self, frames: list[bytes]) -> int:
-        """How many of `frames` make about one segment, one at least."""
+    def _fitting(self, frames: list[bytes]) -> list[bytes]:
+        """Those of `frames` that make about one segment, one at least."""
         if sum(map(len, frames)) <= self._segment_bytes:
-            return len(frames)
-        return max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)
+            return frames
+        return frames[: max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)]
 
     def _open_segment(self, now: float) -> _Segment:
         if self._segments:

@@ -78,6 +78,29 @@ class Exchange(asyncio.Protocol):
     any case `close`. Reading is paused from the head on until someone wants the body.
     """
 
+    __slots__ = (
+        "_clock",
+        "_ended",
+        "_error",
+        "_expects_body",
+        "_fields",
+        "_head",
+        "_head_bytes",
+        "_on_data",
+        "_on_end",
+        "_parser",
+        "_parts",
+        "_readable",
+        "_reading",
+        "_reason",
+        "_response_timeout",
+        "_timer",
+        "_transport",
+        "_until_close",
+        "_writable",
+        "_writing_paused",
+    )
+
     def __init__(self, clock: Clock, response_timeout: float) -> None:
         self._clock = clock
         self._response_timeout = response_timeout
@@ -185,7 +208,8 @@ class Exchange(asyncio.Protocol):
             self._deliver()
             self._end(BadResponse(error))
         else:
-            self._count_head(len(data))
+            if self._on_data is None:
+                self._count_head(len(data))
             self._deliver()
 
     def eof_received(self) -> None:
@@ -252,11 +276,9 @@ class Exchange(asyncio.Protocol):
         return data
 
     def _deliver(self) -> None:
-        if not self._parts:
-            return
-        if self._on_data:
+        if self._parts and self._on_data:
             self._on_data(self._take())
-        else:
+        elif self._parts:
             self.pause()
             wake(self._readable)
 

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sse_sidecar import event_id, wire
 from sse_sidecar.history import Bounds, Log
+from sse_sidecar.live import Live, Publication
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.config import StreamSettings
     from sse_sidecar.headers import Headers
+    from sse_sidecar.live import Transport
     from sse_sidecar.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -48,12 +50,14 @@ class State(Enum):
     BROKEN = "broken"
 
 
+_GOING_ON = (State.LIVE, State.RECONNECTING)
+
+
 class Reader(Protocol):
     """One client connection: a cursor in a stream."""
 
-    cursor: int
-
-    def on_publish(self, publication: Publication) -> None: ...
+    @property
+    def cursor(self) -> int: ...
 
     def on_end(self) -> None: ...
 
@@ -80,30 +84,6 @@ class Producer(Protocol):
     def abandon(self) -> None: ...
 
 
-class Publication:
-    """What one read of the upstream brought to those who have everything before it.
-
-    Made bytes at most once for each way a reader takes it, however many readers there are.
-    """
-
-    __slots__ = ("_parts", "_wires", "before", "last")
-
-    def __init__(self, parts: list[bytes | wire.Block], before: int, last: int) -> None:
-        self._parts = parts
-        self._wires: dict[tuple[wire.Dialect, bool], bytes] = {}
-        self.before = before
-        self.last = last
-
-    def wire(self, dialect: wire.Dialect, *, chunked: bool) -> bytes:
-        made = self._wires.get((dialect, chunked))
-        if made is None:
-            parts = [part if isinstance(part, bytes) else wire.quiet(part, dialect) for part in self._parts]
-            made = b"".join(parts)
-            made = wire.chunk(made) if chunked else made
-            self._wires[dialect, chunked] = made
-        return made
-
-
 class Opening(NamedTuple):
     """What a stream is opened with.
 
@@ -128,13 +108,62 @@ class Opening(NamedTuple):
 class Stream:
     """One log of events, with one producer and any number of readers."""
 
+    __slots__ = (
+        "_clock",
+        "_early",
+        "_resumed_at",
+        "_slow_timer",
+        "_table",
+        "asked_after",
+        "base_suffix",
+        "behind",
+        "cancels",
+        "clean",
+        "cost",
+        "counts",
+        "evicted",
+        "final",
+        "follows",
+        "gives_ids",
+        "headers",
+        "held",
+        "holes",
+        "id",
+        "key",
+        "live_readers",
+        "log",
+        "may_miss",
+        "method",
+        "names",
+        "opened_at",
+        "pending",
+        "principal",
+        "producer",
+        "published_at",
+        "readers",
+        "refused",
+        "request_digest",
+        "route",
+        "settings",
+        "shared",
+        "state",
+        "suffix",
+        "touched_at",
+        "upstream_id",
+        "upstream_retry",
+        "waiting",
+        "written",
+    )
+
     def __init__(self, table: Streams, stream_id: str, opening: Opening) -> None:  # noqa: PLR0915 - one line a fact
         self._table = table
+        self._clock = table.clock
         self.id = stream_id
         self.key = opening.key
         self.principal = opening.principal
         self.method = opening.method
         self.route = opening.route
+        self.counts = table.metrics.route(opening.route)
         self.settings = settings = opening.settings
         self.headers = opening.headers
         self.shared = opening.shared
@@ -166,6 +195,7 @@ class Stream:
         """Whether its client has said that the upstream is to end when it leaves."""
         self.producer: Producer | None = None
         self.readers: dict[Reader, None] = {}
+        self.behind: dict[Reader, None] = {}
         self.waiting: set[Reader] = set()
         """Those who have everything of this dormant stream, and wait for its upstream to go on."""
         self.written = opening.base
@@ -179,7 +209,12 @@ class Stream:
         self._early: list[wire.Block] | None = []
         self._resumed_at: deque[float] = deque(maxlen=_RETRIES_THAT_COUNT)
         self._slow_timer: Timer | None = None
+        self.live_readers = Live(self._pace)
+        """Those of its readers who are written to from within `publish`; the others are `behind`."""
+        self.published_at = self.touched_at
         # Accounting.
+        self.held = True
+        """Whether the table still has it."""
         self.cost = 0
         self.pending = 0
         """Bytes of a block that has not ended."""
@@ -190,7 +225,7 @@ class Stream:
 
     @property
     def ended(self) -> bool:
-        return self.state not in (State.LIVE, State.RECONNECTING)
+        return self.state not in _GOING_ON
 
     @property
     def repeatable(self) -> bool:
@@ -203,20 +238,20 @@ class Stream:
         self.gives_ids = self.gives_ids or bool(upstream_id)
         self.suffix = event_id.suffix(self.id, upstream_id)
 
-    def append(self, frames: list[bytes]) -> None:
+    def append(self, frames: list[bytes], now: float) -> None:
         """Keeps frames, which must be numbered from the log's last on. No reader sees them before `publish`."""
-        now = self._table.clock.time()
         self.touched_at = now
         self.log.append(frames, now)
 
-    def publish(self, parts: list[bytes | wire.Block], before: int) -> None:
+    def publish(self, parts: Sequence[bytes | wire.Block], before: int, now: float) -> None:
         """Gives live readers what was appended after `before`, with what came between it and is not kept."""
-        publication = Publication(parts, before, self.log.last)
-        for reader in self.readers:
-            reader.on_publish(publication)
+        last = self.log.last
+        self.published_at = now
+        self.counts.events_delivered += (last - before) * self.live_readers.publish(Publication(parts, before, last))
         if self._early is not None and len(self._early) < _MAX_EARLY:
             self._early += [part for part in parts if isinstance(part, wire.Block)]
-        self.trim()
+        if self._slow_timer or not self.log.within(now):
+            self.trim()
 
     def take_early(self) -> list[wire.Block]:
         """What came before there was a reader, and is not kept: for the first one."""
@@ -225,7 +260,7 @@ class Stream:
 
     def note(self, body: bytes) -> None:
         """A comment of the sidecar's own for those who read live."""
-        self.publish([wire.Block(wire.Kind.QUIET, body)], self.log.last)
+        self.publish([wire.Block(wire.Kind.QUIET, body)], self.log.last, self._clock.time())
 
     def reconnecting(self) -> None:
         """The upstream is being asked again; whoever reads stays connected."""
@@ -252,7 +287,7 @@ class Stream:
         self.state, self.clean, self.final = state, clean, final
         self.may_miss = may_miss and not (self.gives_ids and self.upstream_id)
         self.producer = None
-        self.touched_at = self._table.clock.time()
+        self.touched_at = self._clock.time()
         self._cancel_slow_timer()
         self.account(0)
         for reader in self.readers:
@@ -272,21 +307,32 @@ class Stream:
 
     def attach(self, reader: Reader) -> None:
         self._table.unshelve(self)
-        self.readers[reader] = None
+        self.readers[reader] = self.behind[reader] = None
         self._table.reader_count += 1
         if self.producer and len(self.readers) == 1:
             self.producer.on_read()
 
     def detach(self, reader: Reader) -> None:
-        del self.readers[reader]
+        del self.readers[reader], self.behind[reader]
         self.written = max(self.written, reader.cursor)
         self._table.reader_count -= 1
-        self.touched_at = self._table.clock.time()
+        self.touched_at = self._clock.time()
         if not self.readers and self.producer:
             self.producer.on_unread()
         self.trim()
         self.account(self.pending)
         self._table.on_quiet(self)
+
+    def go_live(self, reader: Reader, transport: Transport, form: wire.Form) -> None:
+        """From now on a reader that has everything is written to as soon as there is more."""
+        del self.behind[reader]
+        self.live_readers.add(transport, form)
+
+    def leave_live(self, reader: Reader, transport: Transport, form: wire.Form) -> int:
+        """Gives the last event that the reader was sent."""
+        self.behind[reader] = None
+        sent = self.live_readers.remove(transport, form)
+        return self.log.last if sent is None else sent
 
     def on_advance(self) -> None:
         """A reader that lagged has been sent more."""
@@ -298,7 +344,7 @@ class Stream:
 
         They have none of their own, so it doubles for each resume within the last minute. `jitter` is of 0..1.
         """
-        now = self._table.clock.time()
+        now = self._clock.time()
         if resumed:
             self._resumed_at.append(now)
         if self.upstream_retry is not None:
@@ -315,17 +361,21 @@ class Stream:
         """
         hard = self.log.size > 2 * self.settings.max_stream_bytes and not self.ended
         waits = not (hard or self.shared)
-        within = self.log.trim(self._table.clock.time(), keep_after=self.slowest() if waits else None)
+        within = self.log.trim(self._clock.time(), keep_after=self.slowest() if waits else None)
+        if not waits:
+            self._cut_left_behind()
         if within:
             self._cancel_slow_timer()
         elif self._slow_timer is None and not self.ended:
-            self._slow_timer = self._table.clock.call_later(self.settings.slow_reader_timeout, self._cut_laggards)
-            if self.producer:
-                self.producer.pause()
+            self._slow_timer = self._clock.call_later(self.settings.slow_reader_timeout, self._cut_laggards)
+            self._pace()
 
     def slowest(self) -> int | None:
         """The cursor of the reader furthest behind."""
-        return min((reader.cursor for reader in self.readers), default=None)
+        cursors = [reader.cursor for reader in self.behind]
+        if len(cursors) < len(self.readers):
+            cursors.append(self.log.last if self.live_readers.before is None else self.live_readers.before)
+        return min(cursors, default=None)
 
     def release(self, size: float) -> None:
         """Lets go of the oldest that every reader has passed, until `size` bytes are free."""
@@ -336,25 +386,23 @@ class Stream:
 
     def cut_slowest(self) -> None:
         """Lets go of what only the reader furthest behind has yet to be sent, and of that reader."""
-        cursors = sorted({reader.cursor for reader in self.readers})
+        cursors = sorted({reader.cursor for reader in self.behind})
         self.log.drop_before((cursors[1] if len(cursors) > 1 else self.log.last) + 1)
         self._cut_left_behind()
 
     @property
     def lag(self) -> int:
-        """Events that the reader furthest behind has yet to be sent."""
-        slowest = self.slowest()
-        return 0 if slowest is None else self.log.last - slowest
+        """Events of the log that the reader furthest behind has yet to be sent."""
+        return max((self.log.last - reader.cursor for reader in self.behind), default=0)
 
     def _cut_laggards(self) -> None:
         self._slow_timer = None
-        self.log.trim(self._table.clock.time())
+        self.log.trim(self._clock.time())
         self._cut_left_behind()
-        if self.producer:
-            self.producer.resume()
+        self._pace()
 
     def _cut_left_behind(self) -> None:
-        for reader in list(self.readers):
+        for reader in list(self.behind):
             if reader.cursor + 1 < self.log.first:
                 reader.cut_off()
 
@@ -362,8 +410,14 @@ class Stream:
         if self._slow_timer:
             self._slow_timer.cancel()
             self._slow_timer = None
-            if self.producer:
-                self.producer.resume()
+            self._pace()
+
+    def _pace(self) -> None:
+        """Holds up the upstream while a full log waits for a reader, or readers for their turn."""
+        if self.producer and (self._slow_timer or self.live_readers.busy):
+            self.producer.pause()
+        elif self.producer:
+            self.producer.resume()
 
 
 class Streams:
@@ -376,7 +430,7 @@ class Streams:
     def __init__(self, clock: Clock, metrics: Metrics, *, max_memory: int) -> None:
         self.clock = clock
         self.reader_count = 0
-        self._metrics = metrics
+        self.metrics = metrics
         self._max_memory = max_memory
         self._by_id: dict[str, Stream] = {}
         self._by_name: dict[bytes, Stream] = {}
@@ -417,7 +471,7 @@ class Streams:
 
     def recount(self, stream: Stream) -> None:
         """Takes note of what a stream holds now, and makes room where that is too much for all together."""
-        if stream.id in self._by_id:
+        if stream.held:
             self._recost(stream)
             if self.memory > self._max_memory:
                 self._evict(stream)
@@ -439,7 +493,7 @@ class Streams:
 
     def on_quiet(self, stream: Stream) -> None:
         """Puts a stream on its shelf if it has ended and no one reads it."""
-        if not stream.ended or stream.readers or stream.id not in self._by_id:
+        if not stream.ended or stream.readers or not stream.held:
             return
         place = (_kind(stream), stream.settings.history_ttl)
         shelf = self._shelves.setdefault(place, OrderedDict())
@@ -478,6 +532,7 @@ class Streams:
 
     def _forget(self, stream: Stream) -> None:
         del self._by_id[stream.id]
+        stream.held = False
         self.memory -= stream.cost
         for name in stream.names:
             if self._by_name.get(name) is stream:
@@ -501,7 +556,7 @@ class Streams:
 
     def _evict_kind(self, kind: _Kind) -> None:
         while self.memory > self._max_memory and (stream := self._oldest(kind)):
-            self._metrics.evicted(kind.value)
+            self.metrics.evicted(kind.value)
             self._evict_shelved(stream, kind)
 
     def _oldest(self, kind: _Kind) -> Stream | None:
@@ -527,7 +582,7 @@ class Streams:
                 return
             stream.release(excess)
             self._recost(stream)
-            self._metrics.evicted("passed")
+            self.metrics.evicted("passed")
 
     def _cut_slowest(self) -> None:
         while self.memory > self._max_memory:
@@ -536,7 +591,7 @@ class Streams:
                 return
             stream.cut_slowest()
             self._recost(stream)
-            self._metrics.evicted("reader")
+            self.metrics.evicted("reader")
 
 
 class _Kind(Enum):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BOM = b"\xef\xbb\xbf"
 _RETRY_DIGITS = 9  # more is over ten days; it passes, but is not kept
@@ -58,6 +61,15 @@ class EventParser:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The blocks that `chunk` completes, in order, each without its blank line."""
+        if (
+            not (self._pending or self._at_start or self._skip_lf or self.too_large)
+            and len(chunk) <= self._limit
+            and chunk.endswith(b"\n\n")
+            and not chunk.startswith(b"\n")
+            and b"\n\n\n" not in chunk
+            and b"\r" not in chunk
+        ):
+            return chunk[:-2].split(b"\n\n")  # whole blocks, as most chunks are: a service writes an event at a time
         if self.too_large or not (chunk := self._lf_only(chunk)):
             return []
         if self._at_start and not self._past_bom(chunk):
@@ -119,12 +131,18 @@ class EventParser:
         return self._pending.startswith(b"\n") + self._pending.endswith(b"\n")
 
 
+def is_plain(block: bytes) -> bool:
+    """Whether a block from `EventParser.feed` is an event that is kept as it came, as most are.
+
+    False says nothing: only `read_block` does.
+    """
+    has_data = block.startswith(b"data:") or (block.startswith(b"event:") and b"\ndata:" in block)
+    return has_data and b"\nid" not in block and b"\nretry" not in block
+
+
 def read_block(block: bytes) -> Block:
     """What a block from `EventParser.feed` is."""
-    has_data = block.startswith(b"data:") or (block.startswith(b"event:") and b"\ndata:" in block)
-    if has_data and b"\nid" not in block and b"\nretry" not in block:
-        return Block(Kind.EVENT, block)
-    return _read_lines(block)
+    return Block(Kind.EVENT, block) if is_plain(block) else _read_lines(block)
 
 
 def _read_lines(block: bytes) -> Block:
@@ -156,6 +174,11 @@ def frame(body: bytes, seq: int, suffix: bytes) -> bytes:
     return b"%b\nid: %d-%b\n\n" % (body, seq, suffix)
 
 
+def frames(bodies: list[bytes], first: int, suffix: bytes) -> list[bytes]:
+    """Events with the numbers from `first` on."""
+    return [b"%b\nid: %d-%b\n\n" % (body, seq, suffix) for seq, body in enumerate(bodies, first)]
+
+
 class Dialect(Enum):
     """How what is not an event is ended; see `notice`."""
 
@@ -176,6 +199,29 @@ def notice(body: bytes, dialect: Dialect) -> bytes:
 def quiet(block: Block, dialect: Dialect) -> bytes:
     """A block without data, as it is sent on. One with an event field is ended, or it would name the next event."""
     return notice(block.body, Dialect.BLOCK if block.kind is Kind.FIELDS else dialect)
+
+
+class Form:
+    """How a reader takes what is published: the dialect of what is no event, and whether its body is chunked."""
+
+    __slots__ = ("chunked", "dialect")
+
+    def __init__(self, dialect: Dialect, *, chunked: bool) -> None:
+        self.dialect = dialect
+        self.chunked = chunked
+
+    def make(self, parts: Sequence[bytes | Block]) -> bytes:
+        """Frames, and blocks without data, as one piece of a body."""
+        made = b"".join([part if isinstance(part, bytes) else quiet(part, self.dialect) for part in parts])
+        return chunk(made) if self.chunked else made
+
+
+_FORMS = {(dialect, chunked): Form(dialect, chunked=chunked) for dialect in Dialect for chunked in (False, True)}
+
+
+def form(dialect: Dialect, *, chunked: bool) -> Form:
+    """The one object for a way to read, so that it can be looked up by identity for every reader and event."""
+    return _FORMS[dialect, chunked]
 
 
 HEARTBEAT = b": heartbeat"

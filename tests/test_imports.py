@@ -15,9 +15,9 @@ PACKAGE = Path(sse_sidecar.__file__).parent
 LADDER = [
     "errors event_id headers clock",
     "wire history config metrics decoding",
-    "origin downstream streams repeats unread",
-    "asking delivery passthrough",
-    "upstream asked admin",
+    "live origin downstream repeats unread",
+    "streams asking passthrough",
+    "delivery upstream asked admin",
     "opening control",
     "answer",
     "front",

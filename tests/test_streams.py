@@ -19,7 +19,7 @@ from sse_sidecar.delivery import Reader
 from sse_sidecar.downstream import Client
 from sse_sidecar.metrics import Metrics
 from sse_sidecar.origin import Exchange
-from sse_sidecar.streams import Opening, Publication, State, Stream, Streams
+from sse_sidecar.streams import Opening, State, Stream, Streams
 from sse_sidecar.upstream import Producer
 from tests.conftest import Ask, OpenStream, with_settings
 from tests.harness import EVENT_SOURCE, Asked, ManualClock, Response, Upstream, port_of, request, scrape, unread, until
@@ -145,7 +145,7 @@ class Table:
 
     def grow(self, stream: Stream, kilobytes: int) -> None:
         """One event more."""
-        stream.append([kilobytes * KB * b"x"])
+        stream.append([kilobytes * KB * b"x"], self.streams.clock.time())
         stream.account(0)
 
     def ended(self, state: State = State.COMPLETE, **kwargs: Any) -> Stream:
@@ -293,8 +293,6 @@ class StubReader:
         self.cursor = cursor
         self.is_cut_off = False
         stream.attach(self)
-
-    def on_publish(self, publication: Publication) -> None: ...
 
     def on_end(self) -> None: ...
 
