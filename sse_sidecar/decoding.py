@@ -44,6 +44,9 @@ class Identity:
         return (data,)
 
 
+IDENTITY = Identity()
+
+
 class _Zlib:
     """gzip and deflate. What follows the end is dropped, as browsers do."""
 
@@ -127,7 +130,7 @@ class _Zstd:
 
 
 _DECODERS: dict[bytes, Callable[[], Decoder]] = {
-    b"identity": Identity,
+    b"identity": lambda: IDENTITY,
     b"gzip": lambda: _Zlib(zlib.MAX_WBITS | 16),
     b"x-gzip": lambda: _Zlib(zlib.MAX_WBITS | 16),
     b"deflate": _Deflate,

@@ -147,7 +147,7 @@ class Reader:
             return
 
         def fall_behind() -> None:
-            self.stream.live_readers.fall_behind(transport, self._form)
+            self.stream.live_readers.fall_behind(transport)
             self._leave_live()
 
         self._waiter = asyncio.get_running_loop().create_future()
@@ -158,7 +158,7 @@ class Reader:
             await self._waiter
         finally:
             self._live = False
-            self._cursor = self.stream.leave_live(self, transport, self._form)
+            self._cursor = self.stream.leave_live(self, transport)
             self._client.on_backed_up = None
 
     def _leave_live(self) -> None:

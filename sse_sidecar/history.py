@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SEGMENT_BYTES = 64 * 1024
 """One write to a socket takes about this much, and a trim frees it whole."""
@@ -77,17 +77,6 @@ class _Segment:
     def cost(self) -> int:
         return len(self.data) + _INDEX_BYTES * len(self.ends) + _SEGMENT_OVERHEAD
 
-    def extend(self, frames: list[bytes], now: float) -> int:
-        """Adds frames; the bytes of memory that they take."""
-        data, ends = self.data, self.ends
-        before = len(data)
-        for frame in frames:
-            data += frame
-            ends.append(len(data))
-        self.data = data
-        self.until = now
-        return len(data) - before + _INDEX_BYTES * len(frames)
-
     def after(self, seq: int) -> bytes:
         start = self.ends[seq - self.first] if seq >= self.first else 0
         return bytes(self.data[start:]) if start else bytes(self.data)
@@ -111,6 +100,7 @@ class Log:
 
     __slots__ = (
         "_bounds",
+        "_newest",
         "_segment_age",
         "_segment_bytes",
         "_segments",
@@ -126,6 +116,7 @@ class Log:
         self._segment_bytes = min(SEGMENT_BYTES, max(bounds.size // 16, 1))
         self._segment_age = bounds.age / 16
         self._segments: list[_Segment] = []
+        self._newest: _Segment | None = None
         self.base = base
         self.first = base + 1
         self.last = base
@@ -138,14 +129,25 @@ class Log:
     def find(self, seq: int) -> Position:
         return find(self.base, self.first, self.last, seq)
 
-    def append(self, frames: list[bytes], now: float) -> None:
+    def append(self, frames: Sequence[bytes], now: float) -> None:
         """Adds frames, which must carry the numbers from `last` + 1 on."""
-        while frames:
-            segment = self._open_segment(now)
-            fitting = frames if len(frames) == 1 else self._fitting(frames)
-            self.size += segment.extend(fitting, now)
-            self.last += len(fitting)
-            frames = frames[len(fitting) :]
+        if not frames:
+            return
+        if len(frames) > 1 and sum(map(len, frames)) > self._segment_bytes:
+            fitting = max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)
+            self.append(frames[:fitting], now)
+            self.append(frames[fitting:], now)
+            return
+        segment = self._open_segment(now)
+        data, ends = segment.data, segment.ends
+        before = len(data)
+        for frame in frames:
+            data += frame
+            ends.append(len(data))
+        segment.data = data
+        segment.until = now
+        self.size += len(data) - before + _INDEX_BYTES * len(frames)
+        self.last += len(frames)
 
     def read_after(self, seq: int) -> tuple[bytes, int]:
         """Some frames after `seq`, joined, with the number of the last of them; nothing and `seq` at the end.
@@ -203,6 +205,8 @@ class Log:
             self.size -= segment.cost
             gone += 1
         del self._segments[:gone]
+        if not self._segments:
+            self._newest = None
 
     def drop_oldest(self, up_to: int) -> int:
         """Lets go of the oldest segment if it holds nothing after event `up_to`; the bytes that this frees."""
@@ -215,19 +219,13 @@ class Log:
     def _segment_of(self, seq: int) -> _Segment:
         return self._segments[bisect_right(self._segments, seq, key=lambda segment: segment.first) - 1]
 
-    def _fitting(self, frames: list[bytes]) -> list[bytes]:
-        """Those of `frames` that make about one segment, one at least."""
-        if sum(map(len, frames)) <= self._segment_bytes:
-            return frames
-        return frames[: max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)]
-
     def _open_segment(self, now: float) -> _Segment:
-        if self._segments:
-            segment = self._segments[-1]
+        segment = self._newest
+        if segment is not None:
             if len(segment.data) < self._segment_bytes and now - segment.since < self._segment_age:
                 return segment
             segment.data = bytes(segment.data)
-        fresh = _Segment(self.last + 1, now)
+        self._newest = fresh = _Segment(self.last + 1, now)
         self._segments.append(fresh)
         self.size += fresh.cost
         return fresh

@@ -117,7 +117,7 @@ class Exchange(asyncio.Protocol):
         self._timer: Timer | None = None
         # The body: what has come and was not taken yet, who takes it, and how it ended.
         self._until_close = False
-        self._parts: list[bytes] = []
+        self._parts: list[bytes] | None = None
         self._on_data: Callable[[bytes], None] | None = None
         self._on_end: Callable[[AnswerError | None], None] | None = None
         self._ended = False
@@ -210,7 +210,9 @@ class Exchange(asyncio.Protocol):
         else:
             if self._on_data is None:
                 self._count_head(len(data))
-            self._deliver()
+                self._deliver()
+            elif self._parts:
+                self._on_data(self._take())
 
     def eof_received(self) -> None:
         self.connection_lost(None)
@@ -256,7 +258,11 @@ class Exchange(asyncio.Protocol):
             self.pause()
 
     def on_body(self, part: bytes) -> None:
-        self._parts.append(part)
+        # None while there is nothing: an empty list for each of thousands of streams would be looked up in vain.
+        if self._parts is None:
+            self._parts = [part]
+        else:
+            self._parts.append(part)
 
     def on_message_complete(self) -> None:
         if self._head.done() and not self._ended:
@@ -271,9 +277,8 @@ class Exchange(asyncio.Protocol):
             self._end(BadResponse(f"its head is longer than {MAX_HEAD} bytes"))
 
     def _take(self) -> bytes:
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        return data
+        parts, self._parts = self._parts or [], None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _deliver(self) -> None:
         if self._parts and self._on_data:

@@ -7,14 +7,15 @@ Nothing here waits. All that changes a stream's state is in this file.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from enum import Enum
+from functools import lru_cache
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sse_sidecar import event_id, wire
 from sse_sidecar.history import Bounds, Log
-from sse_sidecar.live import Live, Publication
+from sse_sidecar.live import Live
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,6 +50,8 @@ class State(Enum):
     DORMANT = "dormant"
     BROKEN = "broken"
 
+
+_bounds = lru_cache(Bounds)  # one for each route rather than each stream: they are looked at for every event
 
 _GOING_ON = (State.LIVE, State.RECONNECTING)
 
@@ -172,8 +175,9 @@ class Stream:
         self.names: list[bytes] = []
         """Other keys under which the table finds it."""
         # What the upstream has said, and how far it has been heard.
-        bounds = Bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl)
-        self.log = Log(bounds, opening.base)
+        self.log = Log(
+            _bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl), opening.base
+        )
         self.upstream_id = opening.upstream_id
         self.gives_ids = opening.gives_ids
         """Whether `upstream_id` is the upstream's, and not only what its client brought."""
@@ -207,7 +211,7 @@ class Stream:
         self.holes: set[int] = set()
         """The events before which others may be missing; the signal stands in their frames."""
         self._early: list[wire.Block] | None = []
-        self._resumed_at: deque[float] = deque(maxlen=_RETRIES_THAT_COUNT)
+        self._resumed_at: tuple[float, ...] = ()
         self._slow_timer: Timer | None = None
         self.live_readers = Live(self._pace)
         """Those of its readers who are written to from within `publish`; the others are `behind`."""
@@ -238,16 +242,14 @@ class Stream:
         self.gives_ids = self.gives_ids or bool(upstream_id)
         self.suffix = event_id.suffix(self.id, upstream_id)
 
-    def append(self, frames: list[bytes], now: float) -> None:
+    def append(self, frames: Sequence[bytes], now: float) -> None:
         """Keeps frames, which must be numbered from the log's last on. No reader sees them before `publish`."""
-        self.touched_at = now
         self.log.append(frames, now)
 
     def publish(self, parts: Sequence[bytes | wire.Block], before: int, now: float) -> None:
         """Gives live readers what was appended after `before`, with what came between it and is not kept."""
-        last = self.log.last
         self.published_at = now
-        self.counts.events_delivered += (last - before) * self.live_readers.publish(Publication(parts, before, last))
+        self.counts.events_delivered += (self.log.last - before) * self.live_readers.publish(parts, before)
         if self._early is not None and len(self._early) < _MAX_EARLY:
             self._early += [part for part in parts if isinstance(part, wire.Block)]
         if self._slow_timer or not self.log.within(now):
@@ -328,10 +330,10 @@ class Stream:
         del self.behind[reader]
         self.live_readers.add(transport, form)
 
-    def leave_live(self, reader: Reader, transport: Transport, form: wire.Form) -> int:
+    def leave_live(self, reader: Reader, transport: Transport) -> int:
         """Gives the last event that the reader was sent."""
         self.behind[reader] = None
-        sent = self.live_readers.remove(transport, form)
+        sent = self.live_readers.remove(transport)
         return self.log.last if sent is None else sent
 
     def on_advance(self) -> None:
@@ -346,7 +348,7 @@ class Stream:
         """
         now = self._clock.time()
         if resumed:
-            self._resumed_at.append(now)
+            self._resumed_at = (*self._resumed_at, now)[-_RETRIES_THAT_COUNT:]
         if self.upstream_retry is not None:
             return self.upstream_retry
         recent = sum(now - at < _RETRY_WINDOW for at in self._resumed_at)

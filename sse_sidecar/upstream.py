@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sse_sidecar import headers, wire
 from sse_sidecar.asking import ask_again
 from sse_sidecar.clock import spawn
-from sse_sidecar.decoding import DecodingError
+from sse_sidecar.decoding import IDENTITY, DecodingError
 from sse_sidecar.repeats import Repeats, Verdict
 from sse_sidecar.streams import State
 
@@ -55,7 +55,6 @@ class Producer:
         "_last_id",
         "_lead",
         "_long_ids",
-        "_marks",
         "_parser",
         "_paused",
         "_reconnecting",
@@ -76,7 +75,6 @@ class Producer:
         self._unread = unread
         self._awaits_response = headers.get(ask.fields, b"mcp-protocol-version") is not None and not stream.repeatable
         self._keeps_ids = stream.settings.ids == "keep"
-        self._marks = {_mark(line) for line in stream.settings.completion_marks}
         # The connection, or the attempt to have one again.
         self._exchange: Exchange | None = None
         self._decoder: Decoder | None = None
@@ -115,41 +113,45 @@ class Producer:
     def _on_data(self, data: bytes) -> None:
         now = self._heard_at = self._clock.time()
         self._stalled = False
+        if self._decoder is IDENTITY:
+            self._append(data, now)
+        else:
+            self._decode(data, now)
+
+    def _decode(self, data: bytes, now: float) -> None:
         assert self._decoder is not None  # noqa: S101 - set before the exchange is started
         try:
             for piece in self._decoder.pieces(data):
-                self._counts.bytes_in += len(piece)
-                self._append(self._parser.feed(piece), now)
-                if self._parser.too_large:
-                    self.overflow()
+                self._append(piece, now)
                 if self._stream.ended:
                     return
         except DecodingError as error:
             log.warning("stream %.6s: its content coding is broken: %s", self._stream.id, error)
             self._lose()
 
-    def _append(self, blocks: list[bytes], now: float) -> None:
-        stream = self._stream
+    def _append(self, data: bytes, now: float) -> None:
+        """Keeps and publishes the events that `data` completes: the hot path, flat for that reason."""
+        stream, parser, counts = self._stream, self._parser, self._counts
+        counts.bytes_in += len(data)
         before = stream.log.last
-        frames, parts = self._plain_frames(blocks) or self._frames(blocks)
+        blocks = parser.feed(data)
+        frames: Sequence[bytes] | None = None
+        if blocks and not (self._repeats or self._lead or self._awaits_response or self._keeps_ids):
+            frames = wire.plain_frames(blocks, before + 1, stream.suffix)
+        parts: Sequence[bytes | wire.Block]
+        if frames is None:
+            frames, parts = self._frames(blocks)
+        else:
+            parts = frames
+            self._last_body, self._last_id = blocks[-1], None
         if frames:
-            self._counts.events_in += len(frames)
+            counts.events_in += len(frames)
             stream.append(frames, now)
         if parts:
             stream.publish(parts, before, now)
-        stream.account(self._parser.pending)
-
-    def _plain_frames(self, blocks: list[bytes]) -> tuple[list[bytes], Sequence[bytes]] | None:
-        """What `_frames` makes of events that need but a number, as nearly all do, in a third of the time."""
-        unusual = self._repeats or self._lead or self._awaits_response or self._keeps_ids
-        if unusual or not blocks:
-            return None
-        for block in blocks:
-            if not wire.is_plain(block):
-                return None
-        self._last_body, self._last_id = blocks[-1], None
-        frames = wire.frames(blocks, self._stream.log.last + 1, self._stream.suffix)
-        return frames, frames
+        stream.account(parser.pending)
+        if parser.too_large:
+            self.overflow()
 
     def _frames(self, blocks: list[bytes]) -> tuple[list[bytes], Sequence[bytes | wire.Block]]:
         """What blocks are kept as, and what of them is sent on."""
@@ -222,7 +224,8 @@ class Producer:
             self._lose()
 
     def _is_marked(self) -> bool:
-        return any(_mark(line) in self._marks for line in self._last_body.decode("utf-8", "replace").split("\n"))
+        marks = {_mark(line) for line in self._settings.completion_marks}
+        return any(_mark(line) in marks for line in self._last_body.decode("utf-8", "replace").split("\n"))
 
     def _is_polled(self) -> bool:
         """Whether an MCP server closed the stream of a request before its response, to be asked for the rest by GET."""

@@ -44,7 +44,7 @@ class EventParser:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pending = bytearray()
+        self._pending: bytearray | None = None
         self._at_start = True
         self._skip_lf = False
         self.too_large = False
@@ -52,12 +52,12 @@ class EventParser:
     @property
     def pending(self) -> int:
         """Bytes of the block that has not ended yet."""
-        return len(self._pending)
+        return len(self._pending) if self._pending else 0
 
     @property
     def unfinished(self) -> bool:
         """Whether there is more in it than blank lines and comments: an event that would be lost."""
-        return any(line and not line.startswith(b":") for line in self._pending.split(b"\n"))
+        return any(line and not line.startswith(b":") for line in (self._pending or b"").split(b"\n"))
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The blocks that `chunk` completes, in order, each without its blank line."""
@@ -72,12 +72,13 @@ class EventParser:
             return chunk[:-2].split(b"\n\n")  # whole blocks, as most chunks are: a service writes an event at a time
         if self.too_large or not (chunk := self._lf_only(chunk)):
             return []
-        if self._at_start and not self._past_bom(chunk):
-            return []
         if self._at_start:
-            self._at_start = False
-            chunk = bytes(self._pending).removeprefix(_BOM)
-            self._pending.clear()
+            chunk = bytes(self._pending or b"") + chunk
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._pending = bytearray(chunk)
+                return []
+            self._at_start, self._pending = False, None
+            chunk = chunk.removeprefix(_BOM)
         return self._bounded(self._cut(chunk))
 
     def _lf_only(self, chunk: bytes) -> bytes:
@@ -90,30 +91,24 @@ class EventParser:
         self._skip_lf = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _past_bom(self, chunk: bytes) -> bool:
-        self._pending += chunk
-        return len(self._pending) >= len(_BOM) or not _BOM.startswith(self._pending)
-
     def _cut(self, chunk: bytes) -> list[bytes]:
-        if not self._pending:
-            end = chunk.rfind(b"\n\n")
-            if end < 0:
-                self._pending += chunk
-                return []
-            self._pending += chunk[end + 2 :]
-            return chunk[:end].split(b"\n\n")
+        if self._pending is None:
+            done, end, rest = chunk.rpartition(b"\n\n")
+            self._pending = bytearray(rest) if rest else None
+            return done.split(b"\n\n") if end else []
         search_from = max(len(self._pending) - 1, 0)
         self._pending += chunk
-        end = self._pending.rfind(b"\n\n", search_from)
-        if end < 0:
+        at = self._pending.rfind(b"\n\n", search_from)
+        if at < 0:
             return []
-        done = bytes(self._pending[:end])
-        del self._pending[: end + 2]
+        done = bytes(self._pending[:at])
+        del self._pending[: at + 2]
+        self._pending = self._pending or None
         return done.split(b"\n\n")
 
     def _bounded(self, blocks: list[bytes]) -> list[bytes]:
         """Extra blank lines leave newlines at a block's edges, or nothing of it."""
-        self.too_large = len(self._pending) - self._edges() > self._limit
+        self.too_large = self.pending - self._edges() > self._limit
         whole = []
         for block in blocks:
             stripped = block.strip(b"\n")
@@ -123,12 +118,13 @@ class EventParser:
             if stripped:
                 whole.append(stripped)
         if self.too_large:
-            self._pending.clear()
+            self._pending = None
         return whole
 
     def _edges(self) -> int:
         """The newlines around an unfinished block that are no part of it."""
-        return self._pending.startswith(b"\n") + self._pending.endswith(b"\n")
+        pending = self._pending or b""
+        return pending.startswith(b"\n") + pending.endswith(b"\n")
 
 
 def is_plain(block: bytes) -> bool:
@@ -174,9 +170,16 @@ def frame(body: bytes, seq: int, suffix: bytes) -> bytes:
     return b"%b\nid: %d-%b\n\n" % (body, seq, suffix)
 
 
-def frames(bodies: list[bytes], first: int, suffix: bytes) -> list[bytes]:
-    """Events with the numbers from `first` on."""
-    return [b"%b\nid: %d-%b\n\n" % (body, seq, suffix) for seq, body in enumerate(bodies, first)]
+def plain_frames(blocks: list[bytes], first: int, suffix: bytes) -> list[bytes] | None:
+    """The frames of blocks from `EventParser.feed`, numbered from `first`; None where one of them is not plain."""
+    made = []
+    seq = first
+    for block in blocks:
+        if not is_plain(block):
+            return None
+        made.append(b"%b\nid: %d-%b\n\n" % (block, seq, suffix))
+        seq += 1
+    return made
 
 
 class Dialect(Enum):
@@ -212,8 +215,11 @@ class Form:
 
     def make(self, parts: Sequence[bytes | Block]) -> bytes:
         """Frames, and blocks without data, as one piece of a body."""
-        made = b"".join([part if isinstance(part, bytes) else quiet(part, self.dialect) for part in parts])
-        return chunk(made) if self.chunked else made
+        if len(parts) == 1 and isinstance(parts[0], bytes):
+            made = parts[0]
+        else:
+            made = b"".join([part if isinstance(part, bytes) else quiet(part, self.dialect) for part in parts])
+        return b"%x\r\n%b\r\n" % (len(made), made) if self.chunked else made
 
 
 _FORMS = {(dialect, chunked): Form(dialect, chunked=chunked) for dialect in Dialect for chunked in (False, True)}
