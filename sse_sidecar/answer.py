@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sse_sidecar.headers import Field
     from sse_sidecar.opening import Opener
     from sse_sidecar.streams import Streams
+    from sse_sidecar.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ class Ending(NamedTuple):
 class Answers:
     """Delivers streams, and what follows them."""
 
-    def __init__(self, streams: Streams, opener: Opener, clock: Clock) -> None:
+    def __init__(self, streams: Streams, opener: Opener, clock: Clock, turns: Turns) -> None:
         self._streams = streams
         self._opener = opener
         self._clock = clock
+        self._turns = turns
         self._heart = Heart(clock)
         self._draining = False
         self.readers: dict[Reader, Client] = {}
@@ -56,7 +58,15 @@ class Answers:
         """
         client = asked.client
         client.begin(200, _fields(stream, status, cookies=cookies))
-        reader = Reader(client, stream, cursor, dialect=_dialect(asked), clock=self._clock, counts=asked.counts)
+        reader = Reader(
+            client,
+            stream,
+            cursor,
+            dialect=_dialect(asked),
+            clock=self._clock,
+            turns=self._turns,
+            counts=asked.counts,
+        )
         resumes = asked.token is not None and asked.token.stream_id == stream.id
         client.hold(self._opening(asked, reader, resumes=resumes) + signal)
         goes_on = stream.state is State.DORMANT and resumes

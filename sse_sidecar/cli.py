@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -103,6 +104,7 @@ async def _serve(settings: config.Settings, on_ready: Callable[[str], None] = la
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await sidecar.start()
+    _collect_little_garbage()
     log.info("sse-sidecar %s on %s, admin on %s", __version__, sidecar.address, sidecar.admin_address or "no port")
     on_ready(str(sidecar.address))
     await told.wait()
@@ -115,6 +117,17 @@ async def _serve(settings: config.Settings, on_ready: Callable[[str], None] = la
         await sidecar.stop()
     stopping.cancel()
     log.info("stopped")
+
+
+def _collect_little_garbage() -> None:
+    """Leaves what is here to stay out of all collections, and makes the full ones rare.
+
+    A full one takes 0.4 µs an object, 80 ms with a thousand streams, in which no event moves; and it finds nothing, as
+    nothing that lives long here is part of a cycle.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1000, 5, 200)
 
 
 async def _wait(event: asyncio.Event) -> None:

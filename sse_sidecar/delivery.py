@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from sse_sidecar.downstream import Client
     from sse_sidecar.metrics import RouteMetrics
     from sse_sidecar.streams import Stream
+    from sse_sidecar.turns import Turns
+
+
+_PIECES = 4
+"""Segments of the log that are sent in one turn: as much as one read of an upstream brings. With less, no reader of one
+that sends without a pause would ever catch up."""
 
 
 class Reader:
@@ -35,6 +41,7 @@ class Reader:
         "_interrupt",
         "_live",
         "_replay_to",
+        "_turns",
         "_waiter",
         "_wrote_at",
         "come_back",
@@ -44,9 +51,18 @@ class Reader:
     )
 
     def __init__(
-        self, client: Client, stream: Stream, cursor: int, *, dialect: wire.Dialect, clock: Clock, counts: RouteMetrics
+        self,
+        client: Client,
+        stream: Stream,
+        cursor: int,
+        *,
+        dialect: wire.Dialect,
+        clock: Clock,
+        turns: Turns,
+        counts: RouteMetrics,
     ) -> None:
         self._client = client
+        self._turns = turns
         self._clock = clock
         self._counts = counts
         self._waiter: asyncio.Future[None] | None = None
@@ -88,7 +104,9 @@ class Reader:
                 if self._client.backed_up:
                     await self._drain()
                     continue
-                if await self._replay():
+                if self._cursor < self.stream.log.last:
+                    await self._turns.take()
+                    self._catch_up()
                     continue
                 if self.stream.ended:
                     return
@@ -113,22 +131,25 @@ class Reader:
                 self._interrupt = None
                 self.stream.waiting.discard(self)
 
-    async def _replay(self) -> bool:
-        """Sends one piece of the log; says whether there was any."""
+    def _catch_up(self) -> None:
+        """Sends some of the log, while the client takes it."""
+        for _ in range(_PIECES):
+            self._replay()
+            if self.done or self._client.backed_up or self._cursor == self.stream.log.last:
+                break
+
+    def _replay(self) -> None:
+        """Sends one piece of the log."""
         if self._cursor + 1 < self.stream.log.first:
             self.cut_off()
-            return False
+            return
         data, last = self.stream.log.read_after(self._cursor)
-        if not data:
-            return False
         self._client.write(data)
         self._counts.events_delivered += last - self._cursor
         self._counts.events_replayed += max(min(last, self._replay_to) - self._cursor, 0)
         self._cursor = last
         self._wrote_at = self._clock.time()
         self.stream.on_advance()
-        await asyncio.sleep(0)
-        return True
 
     async def _drain(self) -> None:
         """On a shared route no one waits for a client that takes nothing."""

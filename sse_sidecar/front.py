@@ -27,6 +27,7 @@ from sse_sidecar.history import Found
 from sse_sidecar.opening import Opener, Refusal, is_same_body
 from sse_sidecar.origin import Origin
 from sse_sidecar.streams import State, Stream
+from sse_sidecar.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,8 @@ class Front:
         self._reading = Reading(settings, metrics, secret=secret, origin_of=self._origin)
         self._control = Control(settings, streams, self._reading)
         self._opener = Opener(streams, self._reading, clock)
-        self.answers = Answers(streams, self._opener, clock)
+        self._turns = Turns()
+        self.answers = Answers(streams, self._opener, clock, self._turns)
         self._origins: dict[str, Origin] = {}
         self.draining = False
         self._unanswered = 0
@@ -67,6 +69,7 @@ class Front:
 
     async def handle(self, client: Client) -> None:
         """Answers one request. Raises an AnswerError where the answer is a problem document."""
+        await self._turns.take()
         if client.method == "CONNECT":
             raise NotSupported
         if self._control.owns(client):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sse_sidecar.config import Upstream
     from sse_sidecar.headers import Field, Headers
 
+_MUCH = 128 * 1024
+"""Bytes of one read, of which uvloop takes 256 KiB at most: there is more to come."""
+
 MAX_HEAD = 256 * 1024
 """Bytes of a response head. nginx takes 4 to 8 KiB, Node 16, browsers about 256."""
 
@@ -97,6 +100,7 @@ class Exchange(asyncio.Protocol):
         "_timer",
         "_transport",
         "_until_close",
+        "_wanted",
         "_writable",
         "_writing_paused",
     )
@@ -104,7 +108,7 @@ class Exchange(asyncio.Protocol):
     def __init__(self, clock: Clock, response_timeout: float) -> None:
         self._clock = clock
         self._response_timeout = response_timeout
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         # Servers whose lines end with a bare LF exist, and this is no request that someone could smuggle.
         self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_data_after_close=True)
         self._transport: asyncio.Transport | None = None
@@ -123,6 +127,7 @@ class Exchange(asyncio.Protocol):
         self._ended = False
         self._error: AnswerError | None = None
         self._reading = True
+        self._wanted = True
         # Those who wait: `drain` for the socket to take more, `read` for the body.
         self._writable: asyncio.Future[None] | None = None
         self._writing_paused = False
@@ -173,14 +178,29 @@ class Exchange(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stops reading; an end of the connection is not seen either until `resume`."""
+        self._wanted = False
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
         if self._reading and self._transport is not None and not self._transport.is_closing():
             self._reading = False
             self._transport.pause_reading()
 
     def resume(self) -> None:
+        self._wanted = True
         if not self._reading and self._transport is not None and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
+
+    def _let_others_go_first(self) -> None:
+        """libuv reads up to 32 times in a row from a socket that has more, 8 MiB, before it looks at another."""
+        if self._reading:
+            self._stop_reading()
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._wanted:
+            self.resume()
 
     def close(self) -> None:
         """Ends the connection; no call-back comes after it."""
@@ -198,7 +218,7 @@ class Exchange(asyncio.Protocol):
         _keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
-        if self._ended:
+        if self._parser is None:
             return
         try:
             self._parser.feed_data(data)
@@ -213,6 +233,8 @@ class Exchange(asyncio.Protocol):
                 self._deliver()
             elif self._parts:
                 self._on_data(self._take())
+            if len(data) >= _MUCH:
+                self._let_others_go_first()
 
     def eof_received(self) -> None:
         self.connection_lost(None)
@@ -238,6 +260,8 @@ class Exchange(asyncio.Protocol):
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._parser is None:  # it has ended, and this is what the upstream says behind the end
+            return
         status = self._parser.get_status_code()
         head = Head(status, self._reason, self._fields)
         self._reason, self._fields = b"", []
@@ -299,6 +323,7 @@ class Exchange(asyncio.Protocol):
         if self._ended:
             return
         self._ended, self._error = True, error
+        self._parser = None  # it holds call-backs to here: a cycle that only the garbage collector would find
         if self._timer:
             self._timer.cancel()
         if self._transport is not None:

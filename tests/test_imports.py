@@ -15,7 +15,7 @@ PACKAGE = Path(sse_sidecar.__file__).parent
 LADDER = [
     "errors event_id headers clock",
     "wire history config metrics decoding",
-    "live origin downstream repeats unread",
+    "live turns origin downstream repeats unread",
     "streams asking passthrough",
     "delivery upstream asked admin",
     "opening control",
