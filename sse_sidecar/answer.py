@@ -74,13 +74,14 @@ class Answers:
         if self._draining:
             self.dismiss(reader)
         rotation = self._rotate(asked, reader, resumes=resumes)
+        beat = self._heart.add(reader)
         try:
-            with self._heart.beating_for(reader):
-                await reader.follow(resumed=resumes)
-                ending = Ending(stream.final, stream.clean)
-                if goes_on and not reader.done:
-                    ending = await self._go_on(asked, reader)
+            await reader.follow(resumed=resumes)
+            ending = Ending(stream.final, stream.clean)
+            if goes_on and not reader.done:
+                ending = await self._go_on(asked, reader)
         finally:
+            beat.stop()
             del self.readers[reader]
             rotation.cancel() if rotation else None
         if not client.gone:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sse_sidecar import wire
 from sse_sidecar.clock import deadline, wake
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.downstream import Client
@@ -223,19 +223,16 @@ class Heart:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._due: list[_Beat] = []
+        self._due: list[Beat] = []
         self._timer: Timer | None = None
         self._timer_at = 0.0
 
-    @contextmanager
-    def beating_for(self, reader: Reader) -> Iterator[None]:
-        beat = _Beat(reader.wrote_at + reader.stream.settings.heartbeat, reader)
+    def add(self, reader: Reader) -> Beat:
+        """Beats for a reader until it is told to `stop`."""
+        beat = Beat(reader.wrote_at + reader.stream.settings.heartbeat, reader)
         heapq.heappush(self._due, beat)
         self._arm()
-        try:
-            yield
-        finally:
-            beat.reader = None
+        return beat
 
     def _arm(self) -> None:
         if not self._due or (self._timer and self._timer_at <= self._due[0].due):
@@ -263,7 +260,7 @@ class Heart:
         self._arm()
 
 
-class _Beat:
+class Beat:
     """When a reader is to be looked at next. It lets go of the reader as soon as that has left."""
 
     __slots__ = ("due", "reader")
@@ -272,5 +269,8 @@ class _Beat:
         self.due = due
         self.reader: Reader | None = reader
 
-    def __lt__(self, other: _Beat) -> bool:
+    def stop(self) -> None:
+        self.reader = None
+
+    def __lt__(self, other: Beat) -> bool:
         return self.due < other.due

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from enum import Enum
-from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,6 +69,17 @@ def _is_event_source(method: str, fields: headers.Headers) -> bool:
     )
 
 
+def _in_parts(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes]:
+    """Path with query, and host, of a target that is no path (RFC 9112, section 3.2.2)."""
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        return target, host
+    path = match[3]
+    if method == "OPTIONS" and not path:
+        return b"*", match[2]
+    return path if path.startswith(b"/") else b"/" + path, match[2]
+
+
 class Client:
     """A request, and the one answer to it.
 
@@ -77,18 +87,42 @@ class Client:
     together with the head. After the client has left, writing does nothing.
     """
 
+    __slots__ = (
+        "_continue_sent",
+        "_held",
+        "_keep_alive",
+        "_kind",
+        "_protocol",
+        "_request",
+        "_transport",
+        "begun",
+        "chunked",
+        "headers",
+        "host",
+        "http11",
+        "method",
+        "on_backed_up",
+        "status",
+        "target",
+    )
+
     def __init__(self, request: web.BaseRequest, *, closing: bool = False) -> None:
         self._request = request
         self._protocol = request.protocol
         self._transport = request.transport
         self._held: list[bytes] | None = None
         self._continue_sent = False
+        self._kind: ClientClass | None = None
         # A chunked body from HTTP/1.0 may have been framed otherwise by what stands between (RFC 9112, section 6.1).
         unsure = request.version < (1, 1) and "transfer-encoding" in request.headers
         self._keep_alive = request.keep_alive and not closing and not unsure
         self.method = request.method
         self.http11 = request.version >= (1, 1)
         self.headers: headers.Headers = request.raw_headers
+        target = request.raw_path.encode("utf-8", "surrogateescape")
+        host = headers.get(self.headers, b"host") or b""
+        # The authority of an absolute-form target goes before the field (RFC 9112, section 3.2.2).
+        self.target, self.host = (target, host) if target.startswith(b"/") else _in_parts(self.method, target, host)
         self.begun = False
         self.chunked = False
         self.status = 0
@@ -97,33 +131,11 @@ class Client:
 
     # The request
 
-    @cached_property
-    def target(self) -> bytes:
-        """The path and query as they came; of an absolute-form target what follows the authority (RFC 9112, 3.2)."""
-        if self._absolute is None:
-            return self._raw_target
-        path = self._absolute[2]
-        if self.method == "OPTIONS" and not path:
-            return b"*"
-        return path if path.startswith(b"/") else b"/" + path
-
-    @cached_property
-    def host(self) -> bytes:
-        """Of an absolute-form target, whose authority goes before the field (RFC 9112, section 3.2.2)."""
-        return self._absolute[1] if self._absolute else headers.get(self.headers, b"host") or b""
-
-    @cached_property
-    def _raw_target(self) -> bytes:
-        return self._request.raw_path.encode("utf-8", "surrogateescape")
-
-    @cached_property
-    def _absolute(self) -> tuple[bytes, bytes, bytes] | None:
-        match = _ABSOLUTE.fullmatch(self._raw_target)
-        return (match[1], match[2], match[3]) if match else None
-
-    @cached_property
+    @property
     def client_class(self) -> ClientClass:
-        return classify(self.method, self.headers)
+        if self._kind is None:
+            self._kind = classify(self.method, self.headers)
+        return self._kind
 
     @property
     def address(self) -> str:

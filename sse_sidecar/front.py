@@ -79,20 +79,14 @@ class Front:
         if self.draining:
             answer.later(asked, "draining")
             return
-        with self._counted():
-            try:
-                await self._answer(asked)
-            except OverLimit as error:
-                answer.later(asked, error.limit)
-            except OriginError as error:
-                self._unreachable(asked, error)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
         self._unanswered += 1
         self.idle.clear()
         try:
-            yield
+            await self._answer(asked)
+        except OverLimit as error:
+            answer.later(asked, error.limit)
+        except OriginError as error:
+            self._unreachable(asked, error)
         finally:
             self._unanswered -= 1
             if not self._unanswered:

@@ -419,6 +419,7 @@ def client_on(transport: Written) -> downstream.Client:
         keep_alive=True,
         headers={},
         raw_headers=((b"Host", b"a"),),
+        raw_path="/",
     )
     return downstream.Client(cast("web.BaseRequest", request))
 
