@@ -9,7 +9,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from enum import Enum
-from itertools import accumulate
+from itertools import accumulate, takewhile
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ class Bounds(NamedTuple):
     events: int
     size: int
     age: float
+
+
+class Usage:
+    """Bytes of memory that many logs hold together, each of which counts its own here."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
 
 
 class Found(Enum):
@@ -100,23 +110,30 @@ class Log:
 
     __slots__ = (
         "_bounds",
+        "_expires",
+        "_last_frame",
         "_newest",
         "_segment_age",
         "_segment_bytes",
         "_segments",
+        "_usage",
         "base",
         "first",
         "last",
         "size",
     )
 
-    def __init__(self, bounds: Bounds, base: int = 0) -> None:
+    def __init__(self, bounds: Bounds, base: int = 0, usage: Usage | None = None) -> None:
         self._bounds = bounds
+        self._usage = usage or Usage()
         # Whole segments are freed, so none may be more than a small part of what is held.
         self._segment_bytes = min(SEGMENT_BYTES, max(bounds.size // 16, 1))
         self._segment_age = bounds.age / 16
         self._segments: list[_Segment] = []
         self._newest: _Segment | None = None
+        self._expires = inf
+        """When the oldest segment is too old, if nothing is added to it any more."""
+        self._last_frame = b""
         self.base = base
         self.first = base + 1
         self.last = base
@@ -146,7 +163,9 @@ class Log:
             ends.append(len(data))
         segment.data = data
         segment.until = now
-        self.size += len(data) - before + _INDEX_BYTES * len(frames)
+        added = len(data) - before + _INDEX_BYTES * len(frames)
+        self.size += added
+        self._usage.size += added
         self.last += len(frames)
 
     def read_after(self, seq: int) -> tuple[bytes, int]:
@@ -167,14 +186,15 @@ class Log:
         """One event, which must be held."""
         return self._segment_of(seq).frame(seq)
 
+    @property
+    def last_frame(self) -> bytes:
+        """The last event, even where it is held no longer; nothing where there was none."""
+        return self.frame(self.last) if self._segments else self._last_frame
+
     def within(self, now: float) -> bool:
         """Whether there is nothing to `trim`."""
         bounds = self._bounds
-        return (
-            self.size <= bounds.size
-            and self.last - self.first < bounds.events
-            and (not self._segments or self._segments[0].until >= now - bounds.age)
-        )
+        return self.size <= bounds.size and self.last - self.first < bounds.events and now <= self._expires
 
     def trim(self, now: float, *, keep_after: int | None = None) -> bool:
         """Lets go of what is out of bounds, oldest first; says whether the log is within them now.
@@ -198,15 +218,20 @@ class Log:
     def drop_before(self, seq: int) -> None:
         """Lets go of everything before event `seq`; what goes is gone from memory a segment at a time."""
         self.first = min(max(self.first, seq), self.last + 1)
-        gone = 0
-        for segment in self._segments:
-            if segment.last >= self.first:
-                break
-            self.size -= segment.cost
-            gone += 1
-        del self._segments[:gone]
-        if not self._segments:
-            self._newest = None
+        gone = list(takewhile(lambda segment: segment.last < self.first, self._segments))
+        if gone and gone[-1] is self._newest:
+            self._last_frame, self._newest = self.last_frame, None
+        del self._segments[: len(gone)]
+        self._resize(-sum(segment.cost for segment in gone))
+        self._set_expiry()
+
+    def _resize(self, size: int) -> None:
+        self.size += size
+        self._usage.size += size
+
+    def _set_expiry(self) -> None:
+        closed = len(self._segments) > 1
+        self._expires = self._segments[0].until + self._bounds.age if closed else inf
 
     def drop_oldest(self, up_to: int) -> int:
         """Lets go of the oldest segment if it holds nothing after event `up_to`; the bytes that this frees."""
@@ -227,5 +252,6 @@ class Log:
             segment.data = bytes(segment.data)
         self._newest = fresh = _Segment(self.last + 1, now)
         self._segments.append(fresh)
-        self.size += fresh.cost
+        self._resize(fresh.cost)
+        self._set_expiry()
         return fresh

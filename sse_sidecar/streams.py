@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sse_sidecar import event_id, wire
-from sse_sidecar.history import Bounds, Log
+from sse_sidecar.history import Bounds, Log, Usage
 from sse_sidecar.live import Live
 
 if TYPE_CHECKING:
@@ -108,41 +108,52 @@ class Opening(NamedTuple):
     """The id of the dormant stream that it goes on for, if it does."""
 
 
-class Stream:
+class _Hot:
+    """What of a stream is looked at for every event.
+
+    A base class, so that it lies side by side: with thousands of streams the cost of an event is that of the memory it
+    touches, and slots are otherwise laid out by name.
+    """
+
+    __slots__ = (
+        "_early",
+        "_slow_timer",
+        "_table",
+        "counts",
+        "held",
+        "live_readers",
+        "log",
+        "pending",
+        "published_at",
+        "suffix",
+    )
+
+
+class Stream(_Hot):
     """One log of events, with one producer and any number of readers."""
 
     __slots__ = (
         "_clock",
-        "_early",
         "_resumed_at",
-        "_slow_timer",
-        "_table",
         "asked_after",
         "base_suffix",
         "behind",
         "cancels",
         "clean",
-        "cost",
-        "counts",
         "evicted",
         "final",
         "follows",
         "gives_ids",
         "headers",
-        "held",
         "holes",
         "id",
         "key",
-        "live_readers",
-        "log",
         "may_miss",
         "method",
         "names",
         "opened_at",
-        "pending",
         "principal",
         "producer",
-        "published_at",
         "readers",
         "refused",
         "request_digest",
@@ -150,7 +161,6 @@ class Stream:
         "settings",
         "shared",
         "state",
-        "suffix",
         "touched_at",
         "upstream_id",
         "upstream_retry",
@@ -175,9 +185,8 @@ class Stream:
         self.names: list[bytes] = []
         """Other keys under which the table finds it."""
         # What the upstream has said, and how far it has been heard.
-        self.log = Log(
-            _bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl), opening.base
-        )
+        bounds = _bounds(settings.max_stream_events, settings.max_stream_bytes, settings.history_ttl)
+        self.log = Log(bounds, opening.base, table.usage)
         self.upstream_id = opening.upstream_id
         self.gives_ids = opening.gives_ids
         """Whether `upstream_id` is the upstream's, and not only what its client brought."""
@@ -219,7 +228,6 @@ class Stream:
         # Accounting.
         self.held = True
         """Whether the table still has it."""
-        self.cost = 0
         self.pending = 0
         """Bytes of a block that has not ended."""
         self.opened_at = self.touched_at
@@ -279,8 +287,10 @@ class Stream:
 
     def account(self, pending: int) -> None:
         """Tells the table what the stream holds in memory."""
-        self.pending = pending
-        self._table.recount(self)
+        if self.held:
+            self._table.usage.size += pending - self.pending
+            self.pending = pending
+            self._table.make_room(self)
 
     def end(self, state: State, *, clean: bool = True, final: bytes = b"", may_miss: bool = False) -> None:
         """No more will be appended. Readers are told, and leave once they have everything."""
@@ -438,7 +448,7 @@ class Streams:
         self._by_name: dict[bytes, Stream] = {}
         self._shelves: dict[tuple[_Kind, float], OrderedDict[str, Stream]] = {}
         self._timers: dict[tuple[_Kind, float], Timer] = {}
-        self.memory = 0
+        self.usage = Usage()
         """Bytes held by all streams, unfinished blocks included."""
 
     def __len__(self) -> int:
@@ -460,7 +470,8 @@ class Streams:
         """A new stream. Its id says whether its request may be sent again (RFC 9110, section 9.2.2)."""
         stream = Stream(self, event_id.mint(repeatable=opening.method == "GET"), opening)
         self._by_id[stream.id] = stream
-        self.recount(stream)
+        self.usage.size += _STREAM_OVERHEAD
+        self.make_room(stream)
         return stream
 
     def name(self, stream: Stream, key: bytes) -> None:
@@ -471,17 +482,14 @@ class Streams:
     def named(self, key: bytes) -> Stream | None:
         return self._by_name.get(key)
 
-    def recount(self, stream: Stream) -> None:
-        """Takes note of what a stream holds now, and makes room where that is too much for all together."""
-        if stream.held:
-            self._recost(stream)
-            if self.memory > self._max_memory:
-                self._evict(stream)
+    @property
+    def memory(self) -> int:
+        return self.usage.size
 
-    def _recost(self, stream: Stream) -> None:
-        cost = _STREAM_OVERHEAD + stream.log.size + stream.pending
-        self.memory += cost - stream.cost
-        stream.cost = cost
+    def make_room(self, growing: Stream) -> None:
+        """Lets go of something where all together hold too much."""
+        if self.usage.size > self._max_memory:
+            self._evict(growing)
 
     def close(self) -> None:
         """Lets go of all streams and their upstreams."""
@@ -535,7 +543,8 @@ class Streams:
     def _forget(self, stream: Stream) -> None:
         del self._by_id[stream.id]
         stream.held = False
-        self.memory -= stream.cost
+        stream.log.drop_before(stream.log.last + 1)
+        self.usage.size -= _STREAM_OVERHEAD + stream.pending
         for name in stream.names:
             if self._by_name.get(name) is stream:
                 del self._by_name[name]
@@ -571,7 +580,6 @@ class Streams:
         if kind is _Kind.FINISHED:
             stream.log.drop_before(stream.log.last + 1)
             stream.evicted = True
-            self._recost(stream)
             self.on_quiet(stream)
         else:
             self._forget(stream)
@@ -583,7 +591,6 @@ class Streams:
             if excess <= 0:
                 return
             stream.release(excess)
-            self._recost(stream)
             self.metrics.evicted("passed")
 
     def _cut_slowest(self) -> None:
@@ -592,7 +599,6 @@ class Streams:
             if stream is None or not stream.lag:
                 return
             stream.cut_slowest()
-            self._recost(stream)
             self.metrics.evicted("reader")
 
 

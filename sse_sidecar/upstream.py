@@ -82,7 +82,8 @@ class Producer:
         self._reconnecting: asyncio.Task[None] | None = None
         self._paused = False
         # What has been heard.
-        self._last_body = b""
+        self._last_body: bytes | None = None
+        """Of the last event, where it was not a plain one: those are the log's."""
         self._last_id: bytes | None = None
         self._lead = b""
         self._repeats: Repeats | None = None
@@ -143,7 +144,7 @@ class Producer:
             frames, parts = self._frames(blocks)
         else:
             parts = frames
-            self._last_body, self._last_id = blocks[-1], None
+            self._last_body = self._last_id = None
         if frames:
             counts.events_in += len(frames)
             stream.append(frames, now)
@@ -225,7 +226,8 @@ class Producer:
 
     def _is_marked(self) -> bool:
         marks = {_mark(line) for line in self._settings.completion_marks}
-        return any(_mark(line) in marks for line in self._last_body.decode("utf-8", "replace").split("\n"))
+        last = self._stream.log.last_frame if self._last_body is None else self._last_body
+        return any(_mark(line) in marks for line in last.decode("utf-8", "replace").split("\n"))
 
     def _is_polled(self) -> bool:
         """Whether an MCP server closed the stream of a request before its response, to be asked for the rest by GET."""

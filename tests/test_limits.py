@@ -438,14 +438,14 @@ BUDGET = {
 @contextmanager
 def most_of(sidecar: Sidecar) -> Iterator[list[int]]:
     """The most memory that was ever in use meanwhile: by the sidecar's own count, and by Python's, of this process."""
-    counted = sidecar.streams.recount
+    made = sidecar.streams.make_room
     most = [0, 0]
 
     def counting(stream: Any) -> None:
-        counted(stream)
+        made(stream)
         most[0] = max(most[0], sidecar.streams.memory)
 
-    sidecar.streams.recount = counting  # type: ignore[method-assign]
+    sidecar.streams.make_room = counting  # type: ignore[method-assign]
     tracemalloc.start()
     try:
         yield most
