@@ -1,4 +1,4 @@
-"""The sidecar's own paths on the main port: the state of a stream, and its stop."""
+"""The sidecar's own paths on the main port: the browser client, the state of a stream, and its stop."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 from typing import TYPE_CHECKING
 
 from sse_sidecar import headers
+from sse_sidecar.assets import asset
 from sse_sidecar.errors import AnswerError, NotAllowed, NotFound, NotYours
 from sse_sidecar.streams import State
 
 if TYPE_CHECKING:
     from sse_sidecar.asked import Reading
+    from sse_sidecar.assets import Asset
     from sse_sidecar.config import Settings
     from sse_sidecar.downstream import Client
     from sse_sidecar.headers import Field
@@ -39,11 +41,14 @@ class Control:
         if client.method == "OPTIONS":
             client.respond(204, [headers.NO_STORE, *cors])
             return
+        is_script = self._path(client) == b"client.js"
         try:
-            stream = self._find(client)
-            self._answer(client, stream, cors)
+            if is_script:
+                _serve(client, asset("client.js"), cors)
+            else:
+                self._answer(client, self._find(client), cors)
         except NotAllowed as error:
-            client.problem(error, (b"Allow", b"GET, HEAD, DELETE"), *cors)
+            client.problem(error, (b"Allow", b"GET, HEAD" if is_script else b"GET, HEAD, DELETE"), *cors)
         except AnswerError as error:
             client.problem(error, *cors)
 
@@ -56,10 +61,12 @@ class Control:
         else:
             raise NotAllowed
 
+    def _path(self, client: Client) -> bytes:
+        return client.target.partition(b"?")[0].removeprefix(self._prefix)
+
     def _find(self, client: Client) -> Stream:
         """The stream, for the principal that opened it."""
-        path = client.target.partition(b"?")[0].removeprefix(self._prefix)
-        collection, _, stream_id = path.decode("latin-1").partition("/")
+        collection, _, stream_id = self._path(client).decode("latin-1").partition("/")
         stream = self._streams.find(stream_id) if collection == "streams" else None
         if stream is None:
             raise NotFound
@@ -82,6 +89,18 @@ class Control:
             (b"Vary", b"Origin"),
             *allowed,
         ]
+
+
+def _serve(client: Client, file: Asset, cors: list[Field]) -> None:
+    """A file; to be asked for again each time, so that a page never runs another release's client."""
+    if client.method not in ("GET", "HEAD"):
+        raise NotAllowed
+    fields = [(b"ETag", file.etag), (b"Cache-Control", b"no-cache"), (b"X-Content-Type-Options", b"nosniff"), *cors]
+    known = headers.listed(client.headers, b"if-none-match")
+    if b"*" in known or file.etag in [tag.removeprefix(b"w/") for tag in known]:
+        client.respond(304, fields)
+    else:
+        client.respond(200, [(b"Content-Type", file.content_type), *fields], file.body)
 
 
 def _stop(stream: Stream) -> None:

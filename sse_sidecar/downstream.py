@@ -266,7 +266,7 @@ class Client:
 
     def respond(self, status: int, fields: headers.Headers, body: bytes = b"") -> None:
         """A whole answer of the sidecar's own."""
-        length = [] if status == 204 else [(b"Content-Length", b"%d" % len(body))]
+        length = [] if status in (204, 304) else [(b"Content-Length", b"%d" % len(body))]
         self.begin(status, [*fields, *length])
         if body and self.method != "HEAD":
             self.hold(body)

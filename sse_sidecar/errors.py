@@ -98,7 +98,7 @@ class NotFound(RequestError):
 class NotAllowed(RequestError):
     status = 405
     title = "Method Not Allowed"
-    detail = "GET tells a stream's state, DELETE stops it."
+    detail = "This path of the proxy's own takes other methods; Allow names them."
 
 
 class NotYours(RequestError):

@@ -1,9 +1,10 @@
-"""The sidecar's own paths on the main port: the state of a stream, its stop, and who may ask for either."""
+"""The sidecar's own paths on the main port: a stream's state and its stop, who may ask for either; the browser client."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -549,3 +550,45 @@ async def test_a_stream_can_be_asked_for_and_stopped_while_draining(
     assert [200, 204] == [answer.status for answer in answers]
     assert ["close", "close"] == [answer.header("connection") for answer in answers]
     assert client.whole
+
+
+# The browser client
+
+SCRIPT = PREFIX + "/client.js"
+
+
+async def test_the_client_is_served_whole_and_as_a_module(upstream: Upstream, ask: Ask) -> None:
+    answer = await ask(SCRIPT)
+    body = await answer.read_to_end()
+
+    assert 200 == answer.status
+    assert "text/javascript; charset=utf-8" == answer.header("content-type")
+    assert "nosniff" == answer.header("x-content-type-options")
+    assert body == files("sse_sidecar").joinpath("static/client.js").read_bytes()
+    assert b"export class ResumableEventSource" in body
+    assert [] == upstream.requests
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
+async def test_the_client_is_sent_once_while_it_is_the_same(ask: Ask, form: str) -> None:
+    """Asked for again each time, so that no page runs another release's."""
+    first = await ask(SCRIPT)
+    etag = first.header("etag")
+    again = await ask(SCRIPT, headers={"If-None-Match": form.format(etag)})
+    other = await ask(SCRIPT, headers={"If-None-Match": '"other"'})
+
+    assert (304, etag, None) == (again.status, again.header("etag"), again.header("content-length"))
+    assert 200 == other.status
+    assert ["no-cache"] * 2 == [first.header("cache-control"), again.header("cache-control")]
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PUT"])
+async def test_the_client_is_only_read(ask: Ask, method: str) -> None:
+    refused = await ask(SCRIPT, method=method)
+
+    assert (405, "GET, HEAD") == (refused.status, refused.header("allow"))
+
+
+@with_origins
+async def test_a_page_of_a_listed_origin_may_import_the_client(ask: Ask) -> None:
+    assert ALLOWED == cors_of(await ask(SCRIPT, headers={"Origin": PAGE}))
