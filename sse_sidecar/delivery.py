@@ -164,7 +164,8 @@ class Reader:
 
     async def _read_live(self) -> None:
         transport = self._client.transport
-        if transport is None:
+        if transport is None:  # it left before it was answered
+            self.dismiss()
             return
 
         def fall_behind() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
+from sse_sidecar.answer import TO_BE_READ
 from sse_sidecar.app import Sidecar
 from sse_sidecar.config import load
 
@@ -360,6 +361,14 @@ async def scrape(sidecar: Sidecar) -> dict[str, float]:
     lines = (await response.read_to_end()).decode().splitlines()
     response.close()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
+async def read_to_the_cut(response: Response, clock: ManualClock) -> None:
+    """Reads to an end before which a page is given time to read what came before it."""
+    reading = asyncio.ensure_future(response.read_to_end())
+    await until(lambda: reading.done() or clock.next_in <= TO_BE_READ)
+    clock.advance(TO_BE_READ)
+    await reading
 
 
 async def unread(sidecar: Sidecar) -> None:

@@ -1,4 +1,4 @@
-"""The sidecar's own paths on the main port: a stream's state and its stop, who may ask for either; the browser client."""
+"""The sidecar's own paths on the main port: a stream's state, its stop, who may ask for either; the browser client."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from sse_sidecar.answer import TO_BE_READ
 from sse_sidecar.app import Sidecar
 from sse_sidecar.streams import Stream
 from tests.conftest import Ask, OpenStream, StartSidecar, with_settings
-from tests.harness import EVENT_SOURCE, Asked, ManualClock, Response, Upstream, chunk, until
+from tests.harness import EVENT_SOURCE, Asked, ManualClock, Response, Upstream, chunk, read_to_the_cut, until
 from tests.lifecycle import (
     CURL,
     LOST,
@@ -401,14 +402,40 @@ async def is_stopped(asked: Asked, ask: Ask, response: Response) -> None:
     [(ends_cleanly, True), (ends_after_a_mark, True), (is_stopped, True), (is_lost, False), (is_too_large, False)],
 )
 async def test_the_terminating_chunk_is_written_where_it_is_true_and_to_an_event_source(
-    open_stream: OpenStream, ask: Ask, *, opened_by: dict[str, Any], is_event_source: bool, end: Ending, complete: bool
+    *,
+    open_stream: OpenStream,
+    ask: Ask,
+    clock: ManualClock,
+    opened_by: dict[str, Any],
+    is_event_source: bool,
+    end: Ending,
+    complete: bool,
 ) -> None:
     asked, response = await opened(open_stream, ONE, **opened_by)
 
     await end(asked, ask, response)
-    await response.read_to_end()
+    await read_to_the_cut(response, clock)
 
     assert (complete or is_event_source) == response.whole
+
+
+async def test_a_page_is_given_time_to_read_what_comes_before_a_cut(
+    open_stream: OpenStream, ask: Ask, clock: ManualClock
+) -> None:
+    """Chromium drops what a page has not read when a body is cut short, the reason for the cut included."""
+    asked, response = await opened(open_stream, ONE, headers=PAGE)
+    await is_lost(asked, ask, response)
+    await response.read_until(b"upstream-lost")
+    reading = asyncio.ensure_future(response.read_to_end())
+    await until(lambda: clock.next_in <= TO_BE_READ)
+    clock.advance(TO_BE_READ - 0.001)
+    await asyncio.sleep(0)
+    early = reading.done()
+    clock.advance(0.001)
+    await reading
+
+    assert not early
+    assert not response.whole
 
 
 # The upstream is restarting

@@ -15,7 +15,19 @@ import pytest
 
 from sse_sidecar.app import Sidecar
 from tests.conftest import Ask, OpenStream, StartSidecar, with_settings
-from tests.harness import EVENT_SOURCE, Asked, ManualClock, Response, Upstream, port_of, request, scrape, unread, until
+from tests.harness import (
+    EVENT_SOURCE,
+    Asked,
+    ManualClock,
+    Response,
+    Upstream,
+    port_of,
+    read_to_the_cut,
+    request,
+    scrape,
+    unread,
+    until,
+)
 from tests.reference import interpret
 
 UNKNOWN_G = "g" + 22 * "A"
@@ -1116,7 +1128,13 @@ async def test_a_hole_is_not_forgotten_over_a_connection_that_brought_no_event(
 )
 @pytest.mark.parametrize("garbage", [b"", b"no chunk\r\n"], ids=["reset", "broken framing"])
 async def test_a_stream_that_was_lost_ends_with_a_signal_and_unfinished(
-    open_stream: OpenStream, sidecar: Sidecar, opened_by: dict[str, Any], whole: bool, garbage: bytes
+    *,
+    open_stream: OpenStream,
+    sidecar: Sidecar,
+    clock: ManualClock,
+    opened_by: dict[str, Any],
+    whole: bool,
+    garbage: bytes,
 ) -> None:
     """The terminating chunk would say "complete" to fetch clients; an EventSource comes back whatever it says."""
     asked, response = await open_stream("/a", **opened_by)
@@ -1126,7 +1144,7 @@ async def test_a_stream_that_was_lost_ends_with_a_signal_and_unfinished(
         await asked.send(garbage)
     else:
         asked.reset()
-    await response.read_to_end()
+    await read_to_the_cut(response, clock)
 
     assert (["1"], [{"code": "upstream-lost"}], whole) == (datas(response), signals(response), response.whole)
     assert 1 == (await scrape(sidecar))['sse_user_visible_errors_total{code="upstream-lost",route="default"}']

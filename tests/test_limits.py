@@ -441,8 +441,8 @@ def most_of(sidecar: Sidecar) -> Iterator[list[int]]:
     made = sidecar.streams.make_room
     most = [0, 0]
 
-    def counting(stream: Any) -> None:
-        made(stream)
+    def counting(growing: Any) -> None:
+        made(growing)
         most[0] = max(most[0], sidecar.streams.memory)
 
     sidecar.streams.make_room = counting  # type: ignore[method-assign]
