@@ -13,9 +13,9 @@ import sse_sidecar
 PACKAGE = Path(sse_sidecar.__file__).parent
 
 LADDER = [
-    "errors event_id headers clock",
+    "errors event_id headers clock assets",
     "wire history config metrics decoding",
-    "live turns origin downstream repeats unread",
+    "live turns origin downstream repeats unread demo_relay",
     "streams asking passthrough",
     "delivery upstream asked admin",
     "opening control",
