@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sse_sidecar import wire
 
@@ -27,6 +27,13 @@ class Transport(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
+class Owner(Protocol):
+    """Whose readers they are."""
+
+    def pace(self) -> None:
+        """Told when the live readers become `busy`, and when they no longer are."""
+
+
 class Publication(NamedTuple):
     """What was published after event `before`, in each form in which it is read; for those who wait for their turn."""
 
@@ -38,14 +45,12 @@ class Publication(NamedTuple):
 class Live:
     """The live readers of a stream. Publications reach each in order, a slice of readers at a time.
 
-    `on_change` is called when it becomes `busy`, and when it no longer is. Whoever can take no more is left out at
-    once, and leaves in its own time: `remove` tells what it was sent.
+    Whoever can take no more is left out at once, and leaves in its own time: `remove` tells what it was sent.
     """
 
-    __slots__ = ("_fallen", "_on_change", "_readers", "_sent", "_waiting")
+    __slots__ = ("_fallen", "_readers", "_sent", "_waiting")
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        self._on_change = on_change
+    def __init__(self) -> None:
         self._readers: dict[Transport, wire.Form] = {}
         self._fallen: list[Transport] | None = None
         self._sent: dict[Transport, int] | None = None
@@ -79,12 +84,12 @@ class Live:
         owed = self._take_out(transport)
         return self._sent.pop(transport, owed) if self._sent else owed
 
-    def publish(self, parts: Sequence[bytes | wire.Block], before: int) -> int:
+    def publish(self, parts: Sequence[bytes | wire.Block], before: int, owner: Owner) -> int:
         """Writes what comes after event `before` to all, or to some now and to the others in their turn; how many."""
         if self._fallen:
             self._leave_out(self._fallen, before)
         if self._waiting or len(self._readers) > SLICE:
-            self._publish_in_slices(parts, before)
+            self._publish_in_slices(parts, before, owner)
             return len(self._readers)
         made_for = None
         data = b""
@@ -114,17 +119,17 @@ class Live:
         owed = [waiting.before for waiting in self._waiting or () if waiting.rest.pop(transport, None)]
         return owed[0] if owed else None
 
-    def _publish_in_slices(self, parts: Sequence[bytes | wire.Block], before: int) -> None:
+    def _publish_in_slices(self, parts: Sequence[bytes | wire.Block], before: int, owner: Owner) -> None:
         made = {form: form.make(parts) for form in set(self._readers.values())}
         publication = Publication(before, made, dict(self._readers))
         if self._waiting:
             self._waiting.append(publication)
         else:
             self._waiting = deque([publication])
-            self._serve(self._waiting)
-            self._on_change()
+            self._serve(self._waiting, owner)
+            owner.pace()
 
-    def _serve(self, waiting: deque[Publication]) -> None:
+    def _serve(self, waiting: deque[Publication], owner: Owner) -> None:
         before, made, rest = waiting[0]
         for _ in range(min(SLICE, len(rest))):
             transport, form = rest.popitem()
@@ -135,7 +140,7 @@ class Live:
         if not rest:
             waiting.popleft()
         if waiting:
-            asyncio.get_running_loop().call_soon(self._serve, waiting)
+            asyncio.get_running_loop().call_soon(self._serve, waiting, owner)
         else:
             self._waiting = None
-            self._on_change()
+            owner.pace()

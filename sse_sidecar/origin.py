@@ -108,9 +108,7 @@ class Exchange(asyncio.Protocol):
     def __init__(self, clock: Clock, response_timeout: float) -> None:
         self._clock = clock
         self._response_timeout = response_timeout
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        # Servers whose lines end with a bare LF exist, and this is no request that someone could smuggle.
-        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_data_after_close=True)
+        self._parser: httptools.HttpResponseParser | None = None
         self._transport: asyncio.Transport | None = None
         self._expects_body = True
         # The head, as far as it has come.
@@ -215,6 +213,9 @@ class Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        self._parser = httptools.HttpResponseParser(self)
+        # Servers whose lines end with a bare LF exist, and this is no request that someone could smuggle.
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_data_after_close=True)
         _keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
@@ -282,6 +283,8 @@ class Exchange(asyncio.Protocol):
             self.pause()
 
     def on_body(self, part: bytes) -> None:
+        if self._ended:  # this is of what the upstream says behind the end
+            return
         # None while there is nothing: an empty list for each of thousands of streams would be looked up in vain.
         if self._parts is None:
             self._parts = [part]

@@ -222,7 +222,7 @@ class Stream(_Hot):
         self._early: list[wire.Block] | None = []
         self._resumed_at: tuple[float, ...] = ()
         self._slow_timer: Timer | None = None
-        self.live_readers = Live(self._pace)
+        self.live_readers = Live()
         """Those of its readers who are written to from within `publish`; the others are `behind`."""
         self.published_at = self.touched_at
         # Accounting.
@@ -257,7 +257,7 @@ class Stream(_Hot):
     def publish(self, parts: Sequence[bytes | wire.Block], before: int, now: float) -> None:
         """Gives live readers what was appended after `before`, with what came between it and is not kept."""
         self.published_at = now
-        self.counts.events_delivered += (self.log.last - before) * self.live_readers.publish(parts, before)
+        self.counts.events_delivered += (self.log.last - before) * self.live_readers.publish(parts, before, self)
         if self._early is not None and len(self._early) < _MAX_EARLY:
             self._early += [part for part in parts if isinstance(part, wire.Block)]
         if self._slow_timer or not self.log.within(now):
@@ -380,7 +380,7 @@ class Stream(_Hot):
             self._cancel_slow_timer()
         elif self._slow_timer is None and not self.ended:
             self._slow_timer = self._clock.call_later(self.settings.slow_reader_timeout, self._cut_laggards)
-            self._pace()
+            self.pace()
 
     def slowest(self) -> int | None:
         """The cursor of the reader furthest behind."""
@@ -411,7 +411,7 @@ class Stream(_Hot):
         self._slow_timer = None
         self.log.trim(self._clock.time())
         self._cut_left_behind()
-        self._pace()
+        self.pace()
 
     def _cut_left_behind(self) -> None:
         for reader in list(self.behind):
@@ -422,9 +422,9 @@ class Stream(_Hot):
         if self._slow_timer:
             self._slow_timer.cancel()
             self._slow_timer = None
-            self._pace()
+            self.pace()
 
-    def _pace(self) -> None:
+    def pace(self) -> None:
         """Holds up the upstream while a full log waits for a reader, or readers for their turn."""
         if self.producer and (self._slow_timer or self.live_readers.busy):
             self.producer.pause()
