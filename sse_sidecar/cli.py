@@ -127,7 +127,7 @@ def _collect_little_garbage() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1000, 5, 50)
+    gc.set_threshold(1000, 5, 200)
 
 
 async def _wait(event: asyncio.Event) -> None:

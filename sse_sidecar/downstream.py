@@ -377,6 +377,7 @@ class Server(web.Server):
                 client.cut()
             else:
                 client.problem(error)
+            error.with_traceback(None)  # its frames hold what holds it: a cycle
         except ConnectionError:
             client.abort()
         except Exception:

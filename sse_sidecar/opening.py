@@ -181,7 +181,7 @@ class Opener:
         except AnswerError as error:
             if exchange:
                 exchange.abandon(OriginLost(error))
-            joint.fail(error)
+            joint.fail(error.with_traceback(None))  # the frame here holds the joint, and the joint the error: a cycle
         else:
             joint.settle(outcome)
         finally:

@@ -33,7 +33,8 @@ class Scene:
 
     async def reconnected(self, since: float) -> float:
         """Waits until something is heard again after the link was there, at `since`; how long that took, in ms."""
-        heard = "[...seen.opens, ...seen.arrivals].filter((at) => at >= args[0])"
+        # In the very millisecond there may be an event that came before the loss was noticed.
+        heard = "[...seen.opens, ...seen.arrivals].filter((at) => at > args[0])"
         await self.viewer.until(f"{heard}.length", since)
         took = float(await self.viewer.page.evaluate(f"((...args) => Math.min(...{heard}))({since})")) - since
         self.figures.reconnects_ms.append(took)
