@@ -403,24 +403,7 @@ KINDS: list[Callable[[World], Awaitable[None]]] = [
 ]
 
 
-ERRORS = {
-    passthrough_that_breaks_off,
-    no_http,
-    refused_upstream,
-    no_request,
-    lost_for_all_who_wait,
-    shared_and_refused_by_half,
-}
-"""Whose error is still held by what its traceback leads to; little, and found while it is young."""
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, id=kind.__name__, marks=[pytest.mark.xfail(reason="its error")] if kind in ERRORS else [])
-        for kind in KINDS
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__ for kind in KINDS])
 async def test_what_has_come_and_gone_leaves_nothing_for_the_garbage_collector(
     start: StartSidecar, upstream: Upstream, kind: Callable[[World], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
