@@ -13,12 +13,12 @@ import asyncio
 import json
 import os
 from dataclasses import replace
-from importlib.resources import files
 from itertools import count
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from sse_sidecar.assets import asset
 from sse_sidecar.config import Address
 from sse_sidecar.demo_relay import Relay
 
@@ -48,7 +48,6 @@ _RESTART_SECONDS = 2.0
 _DRAIN_TIMEOUT = 1.0
 
 _PAGE = {"/": "demo.html", "/demo.css": "demo.css", "/demo.js": "demo.js"}
-_TYPES = {"demo.html": "text/html", "demo.css": "text/css", "demo.js": "text/javascript"}
 
 
 async def run(
@@ -180,9 +179,10 @@ def _page(name: str, control_port: Callable[[], int]) -> Handler:
     """A file of the page; it is told where its buttons' requests go."""
 
     async def handle(_: web.Request) -> web.Response:
-        text = (files("sse_sidecar") / "static" / name).read_text(encoding="utf-8")
-        text = text.replace("{control_port}", str(control_port()))
-        return web.Response(text=text, content_type=_TYPES[name], headers={"Cache-Control": "no-cache"})
+        file = asset(name)
+        body = file.body.replace(b"{control_port}", b"%d" % control_port())
+        fields = {"Content-Type": file.content_type.decode(), "Cache-Control": "no-cache"}
+        return web.Response(body=body, headers=fields)
 
     return handle
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -13,11 +12,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright
 
 from sse_sidecar import demo
 from sse_sidecar.app import Sidecar
 from sse_sidecar.config import Settings, load
 from tests.harness import TIMEOUT
+from tests.scenarios.browser import ARGS, COMMAND
 
 
 def missing(what: str) -> None:
@@ -27,25 +28,11 @@ def missing(what: str) -> None:
     pytest.skip(what, allow_module_level=True)
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
+if COMMAND is None:
     missing("no Chromium on this machine")
-try:
-    from playwright.async_api import Browser, Page, async_playwright
-except ImportError:
-    missing("no playwright: pip install playwright")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 FAST = "0.12"
 EVENTS = len(demo.ANSWER.split()) + 1
 """The words, and the mark at the end."""
@@ -56,7 +43,7 @@ SIZES = [(360, 740), (1180, 900)]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chromium() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        browser = await playwright.chromium.launch(executable_path=COMMAND, args=ARGS)
         yield browser
         await browser.close()
 

@@ -23,7 +23,7 @@ ARGS = [
 PATIENCE_MS = 20_000
 """After which a page that does not come to what is expected of it fails its test."""
 
-COMMAND = shutil.which("chromium")
+COMMAND = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def missing(what: str) -> NoReturn:
