@@ -148,13 +148,14 @@ class Log:
 
     def append(self, frames: Sequence[bytes], now: float) -> None:
         """Adds frames, which must carry the numbers from `last` + 1 on."""
-        if not frames:
-            return
-        if len(frames) > 1 and sum(map(len, frames)) > self._segment_bytes:
+        while len(frames) > 1 and sum(map(len, frames)) > self._segment_bytes:
             fitting = max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)
-            self.append(frames[:fitting], now)
-            self.append(frames[fitting:], now)
-            return
+            self._extend(frames[:fitting], now)
+            frames = frames[fitting:]
+        if frames:
+            self._extend(frames, now)
+
+    def _extend(self, frames: Sequence[bytes], now: float) -> None:
         segment = self._open_segment(now)
         data, ends = segment.data, segment.ends
         before = len(data)

@@ -514,3 +514,14 @@ def test_the_size_of_a_stream_of_rare_events_is_no_less_than_its_memory() -> Non
         log = filled(5000, size=140, every=300.0)  # each in a segment of its own
         held = memory.now()
     assert held <= log.size < 1.5 * held
+
+
+def test_a_batch_of_many_segments_is_taken_whole() -> None:
+    """A read of 256 KiB may bring thousands of small events to a stream that holds little."""
+    log = Log(Bounds(events=10_000, size=1000, age=60))
+    frames = [b"data: %d\nid: %d-x\n\n" % (seq, seq) for seq in range(1, 5001)]
+    log.append(frames, 0.0)
+
+    assert (1, 5000) == (log.first, log.last)
+    assert frames[4999] == log.frame(5000)
+    assert frames[2500] == log.frame(2501)
