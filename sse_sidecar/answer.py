@@ -12,7 +12,7 @@ from sse_sidecar.delivery import Heart, Reader
 from sse_sidecar.downstream import ClientClass
 from sse_sidecar.errors import AnswerError, Overloaded
 from sse_sidecar.event_id import suffix
-from sse_sidecar.opening import hole
+from sse_sidecar.logs import facts
 from sse_sidecar.streams import State, Stream
 from sse_sidecar.upstream import GAP, LOST, REFUSED
 
@@ -37,7 +37,7 @@ _MCP_WITH_PRIMING = b"2025-11-25"
 class Ending(NamedTuple):
     """How an answer ends: with a signal or without, and whether as a whole."""
 
-    final: bytes
+    final: wire.Signal
     clean: bool
 
 
@@ -55,13 +55,24 @@ class Answers:
         """Those who are being delivered to."""
 
     async def deliver(
-        self, asked: Asked, stream: Stream, cursor: int, status: str, *, signal: bytes = b"", cookies: bool = False
+        self,
+        asked: Asked,
+        stream: Stream,
+        cursor: int,
+        status: str,
+        *,
+        back_after: int | None = None,
+        signal: wire.Signal = wire.NO_SIGNAL,
+        cookies: bool = False,
     ) -> None:
         """Answers with what lies after `cursor`, and with what comes, until there is no more.
 
-        `signal` stands before it. `cookies` says whether this is the client whom the upstream answered.
+        `back_after` is the event up to which a client that has come back has everything; `signal` stands before what it
+        is sent. `cookies` says whether this is the client whom the upstream answered.
         """
         client = asked.client
+        asked.expect_stream()
+        client.stream = stream.short
         client.begin(200, _fields(stream, status, cookies=cookies))
         reader = Reader(
             client,
@@ -73,7 +84,10 @@ class Answers:
             counts=asked.counts,
         )
         resumes = asked.token is not None and asked.token.stream_id == stream.id
-        client.hold(self._opening(asked, reader, resumes=resumes) + signal)
+        client.hold(self._opening(asked, reader, resumes=resumes))
+        _tell(asked, stream, signal)
+        if status != "new" or back_after is not None:
+            _log_resume(asked, stream, cursor, status, back_after)
         goes_on = stream.state is State.DORMANT and resumes
         self.readers[reader] = client
         if self._draining:
@@ -81,24 +95,26 @@ class Answers:
         rotation = self._rotate(asked, reader, resumes=resumes)
         beat = self._heart.add(reader)
         try:
-            await reader.follow(resumed=resumes)
+            await reader.follow(resumed=back_after is not None)
             ending = Ending(stream.final, stream.clean)
             if goes_on and not reader.done:
                 ending = await self._go_on(asked, reader)
         finally:
             beat.stop()
             del self.readers[reader]
+            reader.stream.on_departure(reader.cursor)
             rotation.cancel() if rotation else None
         if not client.gone:
-            await self._finish(client, reader, ending)
+            await self._finish(asked, reader, ending)
 
-    async def _finish(self, client: Client, reader: Reader, ending: Ending) -> None:
+    async def _finish(self, asked: Asked, reader: Reader, ending: Ending) -> None:
         """The terminating chunk says "complete" to every fetch client, so only what is complete gets it."""
+        client = asked.client
         if reader.done:
             client.hold(reader.come_back)
             client.end()
             return
-        client.hold(ending.final)
+        _tell(asked, reader.stream, ending.final)
         if ending.clean or client.client_class is ClientClass.EVENT_SOURCE:
             client.end()
             return
@@ -153,12 +169,12 @@ class Answers:
                 async with reader.waiting():
                     following = await self._ask_for_more(asked, reader)
             except TimeoutError:
-                return Ending(b"", clean=True)
+                return Ending(wire.NO_SIGNAL, clean=True)
         if isinstance(following, Ending):
             return following
         reader.switch(following)
         asked.client.hold(_priming(asked.client, reader.cursor, following.base_suffix))
-        asked.client.hold(_missed_between(asked, dormant, following))
+        _tell(asked, following, _missed_between(dormant, following))
         await reader.follow()
         return Ending(following.final, following.clean)
 
@@ -175,36 +191,59 @@ class Answers:
             asked, dormant, on_failure=lambda: asked.client.write(wire.notice(wire.WAITING, reader.dialect))
         )
         if answer is None:
-            return _lost(asked, LOST)
+            return _lost(LOST)
         if answer.decoder is not None:
-            return self._opener.open(asked, answer, after=dormant, lead=hole(asked, dormant))
+            return self._opener.open(asked, answer, after=dormant)
         answer.exchange.close()
-        return _refused(asked, dormant, answer.head.status)
+        return _refused(dormant, answer.head.status)
 
     async def _ask_together(self, asked: Asked, dormant: Stream) -> Stream | Ending:
         try:
             outcome = await self._opener.go_on(asked, dormant).outcome()
         except AnswerError:
-            return _lost(asked, LOST)
-        return outcome if isinstance(outcome, Stream) else _refused(asked, dormant, outcome.head.status)
+            return _lost(LOST)
+        return outcome if isinstance(outcome, Stream) else _refused(dormant, outcome.head.status)
 
 
-def _refused(asked: Asked, dormant: Stream, status: int) -> Ending:
+def _tell(asked: Asked, stream: Stream, signal: wire.Signal) -> None:
+    """Puts a signal, if there is one, behind what has been sent."""
+    if signal.code:
+        asked.client.hold(signal.data)
+        asked.counts.failed(signal.code, stream.short)
+
+
+def _log_resume(asked: Asked, stream: Stream, cursor: int, status: str, back_after: int | None) -> None:
+    away = None if back_after is None else stream.on_return(back_after)
+    log.info(
+        "stream resumed",
+        extra=facts(
+            route=asked.route.name,
+            stream=stream.short,
+            status=status,
+            seq=cursor,
+            replay=stream.log.last - cursor,
+            lost=cursor - back_after if back_after is not None and cursor > back_after >= stream.log.base else None,
+            away_ms=None if away is None else round(away * 1000),
+            readers=len(stream.readers) + 1,
+        ),
+    )
+
+
+def _refused(dormant: Stream, status: int) -> Ending:
     if status == 204:
         dormant.complete()
-        return Ending(b"", clean=True)
-    log.warning("stream %.6s: its upstream answered %d when asked again", dormant.id, status)
+        return Ending(wire.NO_SIGNAL, clean=True)
+    log.warning("stream: its upstream answered %d when asked again", status, extra=facts(stream=dormant.short))
     dormant.refused = True
-    return _lost(asked, REFUSED)
+    return _lost(REFUSED)
 
 
-def _missed_between(asked: Asked, dormant: Stream, following: Stream) -> bytes:
+def _missed_between(dormant: Stream, following: Stream) -> wire.Signal:
     """The signal to one who joins a stream that others opened, and that did not begin where the dormant one ended."""
     goes_on = following.follows == dormant.id or following.asked_after == dormant.upstream_id
     if following.follows == dormant.id or (goes_on and not dormant.may_miss):
-        return b""
-    asked.counts.errors["gap"] += 1
-    return wire.signal("gap", GAP, lost=None)
+        return wire.NO_SIGNAL
+    return GAP
 
 
 def over(client: Client, stream: Stream) -> None:
@@ -219,8 +258,8 @@ def over(client: Client, stream: Stream) -> None:
 
 def later(asked: Asked, why: str) -> None:
     """To be tried again: a status other than 200 would end a browser's EventSource for good."""
-    asked.counts.errors[why] += 1
-    log.warning("%s: not now: %s", asked.route.name, why)
+    asked.counts.failed(why)
+    log.warning("request put off", extra=facts(route=asked.route.name, cause=why))
     if asked.client.client_class is ClientClass.EVENT_SOURCE:
         try_again(asked.client)
     else:
@@ -244,8 +283,7 @@ def _fields(stream: Stream, status: str, *, cookies: bool) -> list[Field]:
     return headers.event_stream_answer(of, stream.id, status)
 
 
-def _lost(asked: Asked, message: str) -> Ending:
-    asked.counts.errors["upstream-lost"] += 1
+def _lost(message: str) -> Ending:
     return Ending(wire.signal("upstream-lost", message), clean=False)
 
 

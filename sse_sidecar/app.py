@@ -6,10 +6,12 @@ import asyncio
 import logging
 import secrets
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from sse_sidecar.access import logged
 from sse_sidecar.admin import make_admin
 from sse_sidecar.clock import deadline, sleep
 from sse_sidecar.config import Address
@@ -17,9 +19,12 @@ from sse_sidecar.downstream import Server
 from sse_sidecar.errors import ConfigError
 from sse_sidecar.front import Front
 from sse_sidecar.metrics import Metrics
+from sse_sidecar.overview import Overview
 from sse_sidecar.streams import Streams
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sse_sidecar.clock import Clock
     from sse_sidecar.config import Settings
 
@@ -34,33 +39,33 @@ _LAST_SECOND = 1.0
 class Sidecar:
     """One running sidecar. `start`, then `drain`; the addresses are known once started."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock | None = None, *, stopwatch: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.settings = settings
         self.clock: Clock = clock or asyncio.get_running_loop()
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.clock.time, stopwatch=stopwatch, wall=time.time)
         self.streams = Streams(self.clock, self.metrics, max_memory=settings.max_memory)
         self.front = Front(settings, self.streams, self.clock, self.metrics, secret=secrets.token_bytes(32))
         self.address: Address | None = None
         self.admin_address: Address | None = None
         self._ready = False
-        self._server = Server(self.front.handle)
+        handle = self.front.handle
+        self._server = Server(logged(handle, self.clock) if settings.access_log else handle)
         self._listener: asyncio.Server | None = None
-        self._admin = web.AppRunner(
-            make_admin(self.metrics, ready=lambda: self._ready), access_log=None, handler_cancellation=True
-        )
-        self._add_gauges()
+        self._admin = self._make_admin()
+        for route in settings.routes:
+            self.metrics.route(route.name)
+        self.metrics.gauge("sse_history_bytes", "Bytes held of all streams.", lambda: self.streams.memory)
+        self.metrics.gauge("sse_history_limit_bytes", "Bytes that may be held.", lambda: settings.max_memory)
 
-    def _add_gauges(self) -> None:
-        streams, gauge = self.streams, self.metrics.gauge
-        gauge("sse_concurrent_streams", "Streams with a reader.", lambda: sum(bool(s.readers) for s in streams))
-        gauge(
-            "sse_unread_streams",
-            "Streams with an upstream and no reader.",
-            lambda: sum(s.producer is not None and not s.readers for s in streams),
-        )
-        gauge("sse_held_streams", "Streams held, finished ones included.", lambda: len(streams))
-        gauge("sse_readers", "Clients connected to streams.", lambda: streams.reader_count)
-        gauge("sse_history_bytes", "Bytes held of all streams.", lambda: streams.memory)
+    def _make_admin(self) -> web.AppRunner:
+        def ready() -> bool:
+            return self._ready
+
+        overview = Overview(self.settings, self.streams, self.metrics, self.clock, wall=time.time, ready=ready)
+        app = make_admin(self.metrics, overview, self.clock, ready=ready)
+        return web.AppRunner(app, access_log=None, handler_cancellation=True)
 
     async def start(self) -> None:
         """Opens the ports, or neither of them. Raises ConfigError where one cannot be had."""

@@ -51,6 +51,13 @@ class Asked:
     path: bytes
     parameters: list[bytes]
     """Of the query, without those that hold a token."""
+    for_stream: bool = False
+    """Whether a stream is what is asked for, as far as the request tells, or has been got."""
+
+    def expect_stream(self) -> None:
+        """Counts the request among those for a stream, once."""
+        self.counts.requests += not self.for_stream
+        self.for_stream = True
 
     @property
     def settings(self) -> StreamSettings:
@@ -103,7 +110,7 @@ class Reading:
         identity = [*_what(client, path, parameters, own, shared_on=route.name if shared else ""), principal]
         counts = self._metrics.route(route.name)
         ask = Ask(self._origin_of(route), client.method, target, self._fields(client, fields, own), counts)
-        return Asked(
+        asked = Asked(
             client=client,
             route=route,
             counts=counts,
@@ -118,6 +125,9 @@ class Reading:
             path=path,
             parameters=parameters,
         )
+        if token is not None or (headers.accepts_event_stream(client.headers) and client.method not in _NEVER_RESUMES):
+            asked.expect_stream()
+        return asked
 
     def principal(self, fields: Headers, settings: StreamSettings, *, shared: bool) -> bytes:
         """The fingerprint of who asks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import signal
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sse_sidecar import __version__, config, demo
+from sse_sidecar import __version__, config, demo, logs
 from sse_sidecar.app import Sidecar
 from sse_sidecar.clock import spawn
 from sse_sidecar.errors import ConfigError
@@ -53,7 +52,7 @@ def main(context: click.Context, /, file: str | None, **flags: str | None) -> No
     """
     if context.invoked_subcommand is None:
         settings = _load(flags, file)
-        _log_to_stderr(settings)
+        logs.to_stderr(settings.log_level, settings.log_format)
         _run(_serve(settings))
 
 
@@ -132,25 +131,3 @@ def _collect_little_garbage() -> None:
 
 async def _wait(event: asyncio.Event) -> None:
     await event.wait()
-
-
-class _JsonLines(logging.Formatter):
-    """A log line for machines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def _log_to_stderr(settings: config.Settings) -> None:
-    handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    handler.setFormatter(_JsonLines() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])

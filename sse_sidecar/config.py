@@ -337,7 +337,7 @@ class Settings(StreamSettings):
     admin_listen: Address | None = setting(
         Address("127.0.0.1", 9464),
         optional_address,
-        'Where health and metrics are served; "" for nowhere.',
+        'Where health, metrics and the live page are served; "" for nowhere.',
         flag=True,
     )
     max_memory: int = setting(512 << 20, size, "Bytes held of all streams together.", flag=True)
@@ -358,6 +358,11 @@ class Settings(StreamSettings):
         False,  # noqa: FBT003
         boolean,
         "Whether the client's own Forwarded and X-Forwarded-* headers are kept.",
+    )
+    access_log: bool = setting(
+        False,  # noqa: FBT003
+        boolean,
+        "Whether a line is logged for every request, with its path and without its query.",
     )
     log_format: str = setting("text", one_of("text", "json"), "Log lines for people or for machines.", flag=True)
     log_level: str = setting(

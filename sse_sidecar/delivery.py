@@ -41,6 +41,7 @@ class Reader:
         "_interrupt",
         "_live",
         "_replay_to",
+        "_replayed",
         "_turns",
         "_waiter",
         "_wrote_at",
@@ -68,6 +69,7 @@ class Reader:
         self._waiter: asyncio.Future[None] | None = None
         self._live = False
         self._replay_to = self._cursor = cursor
+        self._replayed = 0
         self._form = wire.form(dialect, chunked=client.chunked)
         self._wrote_at = clock.time()
         self._interrupt: Callable[[], None] | None = None
@@ -114,6 +116,7 @@ class Reader:
                 if not self._client.backed_up:
                     await self._read_live()
         finally:
+            self._end_replay()
             self.stream.detach(self)
 
     @asynccontextmanager
@@ -125,9 +128,11 @@ class Reader:
         async with asyncio.timeout(None) as scope:
             self._interrupt = lambda: scope.reschedule(0)
             self.stream.waiting.add(self)
+            self._counts.readers += 1
             try:
                 yield
             finally:
+                self._counts.readers -= 1
                 self._interrupt = None
                 self.stream.waiting.discard(self)
 
@@ -145,11 +150,30 @@ class Reader:
             return
         data, last = self.stream.log.read_after(self._cursor)
         self._client.write(data)
-        self._counts.events_delivered += last - self._cursor
-        self._counts.events_replayed += max(min(last, self._replay_to) - self._cursor, 0)
-        self._cursor = last
         self._wrote_at = self._clock.time()
+        self._count(last, len(data))
+        self._cursor = last
         self.stream.on_advance()
+
+    def _count(self, last: int, size: int) -> None:
+        if self._wrote_at >= self._counts.sample_due:
+            self._counts.sample(self._wrote_at)
+        self._counts.events_delivered += last - self._cursor
+        self._counts.bytes_delivered += size
+        if self.stream.holes is not None:
+            self.stream.told_of_holes(self._cursor, last)
+        replayed = min(last, self._replay_to) - self._cursor
+        if replayed > 0:
+            self._counts.events_replayed += replayed
+            self._replayed += replayed
+        if last >= self._replay_to:
+            self._end_replay()
+
+    def _end_replay(self) -> None:
+        """It has everything that there was when it came back, or leaves before."""
+        if self._replayed:
+            self._counts.replays.observe(self._replayed)
+            self._replayed = 0
 
     async def _drain(self) -> None:
         """On a shared route no one waits for a client that takes nothing."""
@@ -195,6 +219,7 @@ class Reader:
 
     def cut_off(self) -> None:
         """The log has no room to wait for this client. It resumes with its token."""
+        self._counts.evictions["reader"] += 1
         self._client.abort()
         self.dismiss()
 

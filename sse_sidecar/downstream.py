@@ -102,7 +102,9 @@ class Client:
         "http11",
         "method",
         "on_backed_up",
+        "route",
         "status",
+        "stream",
         "target",
     )
 
@@ -126,6 +128,8 @@ class Client:
         self.begun = False
         self.chunked = False
         self.status = 0
+        self.route = self.stream = ""
+        """What it turned out to be for; the stream's id is cut short."""
         self.on_backed_up: Callable[[], None] | None = None
         """Told when the peer begins to take less than it is sent."""
 

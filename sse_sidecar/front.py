@@ -14,6 +14,7 @@ from sse_sidecar.clock import spawn
 from sse_sidecar.control import Control
 from sse_sidecar.downstream import ClientClass
 from sse_sidecar.errors import (
+    AnswerError,
     BadRequest,
     ClientLeft,
     KeyReused,
@@ -24,6 +25,7 @@ from sse_sidecar.errors import (
     StreamGone,
 )
 from sse_sidecar.history import Found
+from sse_sidecar.logs import facts
 from sse_sidecar.opening import Opener, Refusal, is_same_body
 from sse_sidecar.origin import Origin
 from sse_sidecar.streams import State, Stream
@@ -44,7 +46,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESET = "The stream that this Last-Event-ID names is no longer held; this is a new one, and events may be lost between."
+_RESET = (
+    "The stream that this Last-Event-ID names is no longer held; this is a new one, and events may be lost between."
+)
+RESET = wire.signal("reset", _RESET)
 TRIMMED = "Events were asked for that are no longer held; the next one comes after them."
 
 
@@ -76,17 +81,19 @@ class Front:
             self._control.handle(client)
             return
         asked = self._reading.read(client)
+        client.route = asked.route.name
         if self.draining:
             answer.later(asked, "draining")
             return
+        with self._being_answered(), _errors_counted(asked):
+            await self._answer_or_put_off(asked)
+
+    @contextmanager
+    def _being_answered(self) -> Iterator[None]:
         self._unanswered += 1
         self.idle.clear()
         try:
-            await self._answer(asked)
-        except OverLimit as error:
-            answer.later(asked, error.limit)
-        except OriginError as error:
-            self._unreachable(asked, error)
+            yield
         finally:
             self._unanswered -= 1
             if not self._unanswered:
@@ -101,6 +108,16 @@ class Front:
             )
         return self._origins[route.name]
 
+    async def _answer_or_put_off(self, asked: Asked) -> None:
+        try:
+            await self._answer(asked)
+        except OverLimit as error:
+            answer.later(asked, error.limit)
+        except ClientLeft:
+            raise
+        except OriginError as error:
+            self._unreachable(asked, error)
+
     async def _answer(self, asked: Asked) -> None:
         if asked.token is None:
             await self._start(asked)
@@ -109,7 +126,7 @@ class Front:
         if found is not None:
             await self._resume(asked, *found)
         elif not asked.token.repeatable:
-            raise self._gone(asked)
+            raise _gone(asked)
         elif asked.shared:
             await self._share(asked)
         else:
@@ -120,7 +137,8 @@ class Front:
         taken_over = self._streams.named(asked.standalone_key) if asked.standalone_key else None
         if taken_over is not None and not taken_over.ended and not taken_over.readers:
             # The upstream would refuse a second GET of this session while the first is kept open for it.
-            await self._deliver(asked, taken_over, taken_over.log.find(taken_over.written), "resumed")
+            at = taken_over.log.find(taken_over.written)
+            await self._deliver(asked, taken_over, at, "resumed", back_after=taken_over.written)
         elif asked.shared:
             await self._share(asked)
         elif asked.idempotency_key is not None:
@@ -146,36 +164,32 @@ class Front:
             asked.counts.resumes["over"] += 1
             answer.over(asked.client, stream)
         elif position.found is Found.AT_END and stream.state is State.BROKEN:
-            raise self._gone(asked)
+            raise _gone(asked)
         else:
             # What a dormant stream goes on with may follow a hole as well, when that is all there is to come.
             hole_next = stream.state is State.DORMANT and stream.may_miss and position.found is Found.AT_END
-            hole_next = hole_next or position.cursor + 1 in stream.holes
+            hole_next = hole_next or position.cursor + 1 in (stream.holes or ())
+            after = asked.token.seq if asked.token else 0
             with _body_dropped(asked.client):
-                await self._deliver(asked, stream, position, "gap" if hole_next else "resumed")
+                await self._deliver(asked, stream, position, "gap" if hole_next else "resumed", back_after=after)
 
-    async def _deliver(self, asked: Asked, stream: Stream, position: Position, status: str) -> None:
-        """Sends a stream that is here from `position` on, and says what of it is not held any more."""
+    async def _deliver(
+        self, asked: Asked, stream: Stream, position: Position, status: str, *, back_after: int | None = None
+    ) -> None:
+        """Sends a stream that is here from `position` on, and says what of it is not held any more.
+
+        `back_after` is the event up to which a client that read it before has everything.
+        """
         self._admit(stream)
-        signal = b""
+        signal = RESET if status == "reset" else wire.NO_SIGNAL
         if position.found is Found.GAP:
-            asked.counts.errors["gap"] += 1
             asked.counts.lost += position.lost
             status, signal = "gap", wire.signal("gap", TRIMMED, lost=position.lost)
-        elif status == "reset":
-            asked.counts.errors["reset"] += 1
-            signal = wire.signal("reset", RESET)
         if status != "new":
             asked.counts.resumes[status] += 1
-            log.info("stream %.6s: resumed after %d: %s", stream.id, position.cursor, status)
         if asked.cancels and not stream.shared:
             stream.cancels = True
-        await self.answers.deliver(asked, stream, position.cursor, status, signal=signal)
-
-    def _gone(self, asked: Asked) -> StreamGone:
-        asked.counts.resumes["gone"] += 1
-        asked.counts.errors["gone"] += 1
-        return StreamGone()
+        await self.answers.deliver(asked, stream, position.cursor, status, back_after=back_after, signal=signal)
 
     # Without one, alone
 
@@ -203,16 +217,13 @@ class Front:
 
     async def _deliver_first(self, asked: Asked, stream: Stream, status: str) -> None:
         """Sends a stream to the client whose request opened it."""
-        signal = b""
-        if status == "reset":
-            asked.counts.errors["reset"] += 1
-            signal = wire.signal("reset", RESET)
+        signal = RESET if status == "reset" else wire.NO_SIGNAL
         if asked.token is not None:
             asked.counts.resumes[status] += 1
         await self.answers.deliver(asked, stream, stream.log.base, status, signal=signal, cookies=True)
 
     async def _relay(self, asked: Asked, arrived: Arrived) -> None:
-        asked.counts.passthrough[str(arrived.head.status)] += 1
+        _count_passthrough(asked, arrived.head.status)
         await passthrough.relay(asked.client, arrived.exchange, arrived.head)
 
     # Without one, together
@@ -237,7 +248,7 @@ class Front:
     async def _repeat(self, asked: Asked, stream: Stream) -> None:
         if not await is_same_body(asked.client, stream):
             raise KeyReused
-        await self._deliver(asked, stream, stream.log.find(0), "resumed")
+        await self._deliver(asked, stream, stream.log.find(0), "resumed", back_after=0)
 
     async def _ask_together(self, asked: Asked, key: bytes) -> None:
         self._admit_asking(asked)
@@ -256,7 +267,7 @@ class Front:
         if isinstance(outcome, Stream):
             await self._deliver_together(asked, outcome, first=first)
         elif isinstance(outcome, Refusal):
-            asked.counts.passthrough[str(outcome.head.status)] += 1
+            _count_passthrough(asked, outcome.head.status)
             passthrough.refuse(asked.client, outcome.head, outcome.body, cookies=first)
         elif first:
             await self._relay(asked, outcome)
@@ -300,14 +311,48 @@ class Front:
             self._admit()
 
     def _unreachable(self, asked: Asked, error: OriginError) -> None:
-        log.warning("%s %s: %s", asked.client.method, asked.route.name, error)
-        if headers.accepts_event_stream(asked.client.headers):
-            asked.counts.errors[str(error.status)] += 1
+        log.warning("no answer", extra=facts(route=asked.route.name, method=asked.client.method, cause=str(error)))
         if asked.client.client_class is ClientClass.EVENT_SOURCE:
+            _count(asked, str(error.status))
             answer.try_again(asked.client)
         else:
             asked.counts.passthrough[str(error.status)] += 1
             raise error
+
+
+def _gone(asked: Asked) -> StreamGone:
+    asked.counts.resumes["gone"] += 1
+    return StreamGone()
+
+
+@contextmanager
+def _errors_counted(asked: Asked) -> Iterator[None]:
+    """Counts what the client is answered with where it is not answered with what it asked for."""
+    try:
+        yield
+    except (ClientLeft, ConnectionError):
+        raise
+    except StreamGone:
+        _count(asked, "gone")
+        raise
+    except AnswerError as error:
+        _count(asked, str(error.status))
+        raise
+    except Exception:
+        _count(asked, str(AnswerError.status))
+        raise
+
+
+def _count(asked: Asked, code: str) -> None:
+    """An error that the client is answered with, where a stream is what it wanted."""
+    if asked.for_stream:
+        asked.counts.failed(code)
+
+
+def _count_passthrough(asked: Asked, status: int) -> None:
+    asked.counts.passthrough[str(status)] += 1
+    if status >= 400:
+        _count(asked, str(status))
 
 
 def _joined(asked: Asked, stream: Stream) -> str:

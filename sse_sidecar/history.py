@@ -146,16 +146,16 @@ class Log:
     def find(self, seq: int) -> Position:
         return find(self.base, self.first, self.last, seq)
 
-    def append(self, frames: Sequence[bytes], now: float) -> None:
-        """Adds frames, which must carry the numbers from `last` + 1 on."""
+    def append(self, frames: Sequence[bytes], now: float) -> int:
+        """Adds frames, which must carry the numbers from `last` + 1 on. Gives their size in bytes."""
+        size = 0
         while len(frames) > 1 and sum(map(len, frames)) > self._segment_bytes:
             fitting = max(bisect_right(list(accumulate(map(len, frames))), self._segment_bytes), 1)
-            self._extend(frames[:fitting], now)
+            size += self._extend(frames[:fitting], now)
             frames = frames[fitting:]
-        if frames:
-            self._extend(frames, now)
+        return size + self._extend(frames, now) if frames else size
 
-    def _extend(self, frames: Sequence[bytes], now: float) -> None:
+    def _extend(self, frames: Sequence[bytes], now: float) -> int:
         segment = self._open_segment(now)
         data, ends = segment.data, segment.ends
         before = len(data)
@@ -164,10 +164,12 @@ class Log:
             ends.append(len(data))
         segment.data = data
         segment.until = now
-        added = len(data) - before + _INDEX_BYTES * len(frames)
+        size = len(data) - before
+        added = size + _INDEX_BYTES * len(frames)
         self.size += added
         self._usage.size += added
         self.last += len(frames)
+        return size
 
     def read_after(self, seq: int) -> tuple[bytes, int]:
         """Some frames after `seq`, joined, with the number of the last of them; nothing and `seq` at the end.

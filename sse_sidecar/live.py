@@ -33,11 +33,16 @@ class Owner(Protocol):
     def pace(self) -> None:
         """Told when the live readers become `busy`, and when they no longer are."""
 
+    def on_written(self, before: int, events: int, size: int, readers: int) -> None:
+        """Told when so many readers have been written `events` of together `size` bytes, those after `before`."""
+
 
 class Publication(NamedTuple):
     """What was published after event `before`, in each form in which it is read; for those who wait for their turn."""
 
     before: int
+    events: int
+    size: int
     made: dict[wire.Form, bytes]
     rest: dict[Transport, wire.Form]
 
@@ -84,13 +89,19 @@ class Live:
         owed = self._take_out(transport)
         return self._sent.pop(transport, owed) if self._sent else owed
 
-    def publish(self, parts: Sequence[bytes | wire.Block], before: int, owner: Owner) -> int:
-        """Writes what comes after event `before` to all, or to some now and to the others in their turn; how many."""
+    def publish(
+        self, parts: Sequence[bytes | wire.Block], before: int, owner: Owner, *, events: int = 0, size: int = 0
+    ) -> None:
+        """Writes what comes after event `before` to all, or to some now and to the others in their turn.
+
+        It holds so many `events` of so many bytes, which is for `owner` to count.
+        """
         if self._fallen:
             self._leave_out(self._fallen, before)
         if self._waiting or len(self._readers) > SLICE:
-            self._publish_in_slices(parts, before, owner)
-            return len(self._readers)
+            self._publish_in_slices(parts, before, owner, events, size)
+            return
+        missed = 0
         made_for = None
         data = b""
         for transport, form in self._readers.items():
@@ -99,9 +110,10 @@ class Live:
                 made_for = form
             if transport.is_closing():
                 self._miss(transport, before)
+                missed += 1
             else:
                 transport.write(data)
-        return len(self._readers)
+        owner.on_written(before, events, size, len(self._readers) - missed)
 
     def _miss(self, transport: Transport, before: int) -> None:
         if self._sent is None:
@@ -119,9 +131,11 @@ class Live:
         owed = [waiting.before for waiting in self._waiting or () if waiting.rest.pop(transport, None)]
         return owed[0] if owed else None
 
-    def _publish_in_slices(self, parts: Sequence[bytes | wire.Block], before: int, owner: Owner) -> None:
+    def _publish_in_slices(
+        self, parts: Sequence[bytes | wire.Block], before: int, owner: Owner, events: int, size: int
+    ) -> None:
         made = {form: form.make(parts) for form in set(self._readers.values())}
-        publication = Publication(before, made, dict(self._readers))
+        publication = Publication(before, events, size, made, dict(self._readers))
         if self._waiting:
             self._waiting.append(publication)
         else:
@@ -130,13 +144,16 @@ class Live:
             owner.pace()
 
     def _serve(self, waiting: deque[Publication], owner: Owner) -> None:
-        before, made, rest = waiting[0]
+        before, events, size, made, rest = waiting[0]
+        served = 0
         for _ in range(min(SLICE, len(rest))):
             transport, form = rest.popitem()
             if transport.is_closing():
                 self._miss(transport, before)
             else:
                 transport.write(made[form])
+                served += 1
+        owner.on_written(before, events, size, served)
         if not rest:
             waiting.popleft()
         if waiting:

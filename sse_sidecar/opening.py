@@ -11,12 +11,13 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
-from sse_sidecar import asking, passthrough, wire
+from sse_sidecar import asking, passthrough
 from sse_sidecar.clock import spawn
 from sse_sidecar.errors import AnswerError, BadResponse, OriginLost
+from sse_sidecar.logs import facts
 from sse_sidecar.streams import Opening, Stream
 from sse_sidecar.unread import Unread
-from sse_sidecar.upstream import GAP, Producer
+from sse_sidecar.upstream import Producer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,7 @@ class Opener:
         self._joints: dict[bytes, Joint] = {}
         self._unread: dict[str, Unread] = {}
 
-    def open(self, asked: Asked, arrived: Arrived, *, after: Stream | None = None, lead: bytes = b"") -> Stream:
+    def open(self, asked: Asked, arrived: Arrived, *, after: Stream | None = None) -> Stream:
         """A stream of what has arrived, its producer at work. `after` is the dormant one that it follows."""
         key, principal = self._reading.with_session(asked, arrived.head.headers)
         opening = Opening(
@@ -109,9 +110,20 @@ class Opener:
         for name in (asked.key if asked.shared else None, asked.standalone_key):
             if name is not None:
                 self._streams.name(stream, name)
-        log.info("stream %.6s: opened by %s on %s", stream.id, asked.client.method, asked.route.name)
+        log.info(
+            "stream opened",
+            extra=facts(
+                route=asked.route.name,
+                stream=stream.short,
+                method=asked.client.method,
+                seq=stream.log.base,
+                follows=after.short if after else None,
+            ),
+        )
         ask = asked.ask.as_get() if after and not after.repeatable else asked.ask
-        Producer(stream, ask, clock=self._clock, unread=self._unread_of(asked)).start(arrived, lead=lead)
+        Producer(stream, ask, clock=self._clock, unread=self._unread_of(asked)).start(
+            arrived, hole=after is not None and after.may_miss
+        )
         return stream
 
     def _unread_of(self, asked: Asked) -> Unread:
@@ -148,7 +160,7 @@ class Opener:
                 joint.settle(answer)
                 joint.leave()
             else:
-                stream = self.open(asked, answer, after=dormant, lead=hole(asked, dormant))
+                stream = self.open(asked, answer, after=dormant)
                 self._expect_readers(stream)
                 joint.settle(stream)
         finally:
@@ -205,14 +217,6 @@ class Opener:
         """Those who waited for it may all have left."""
         if stream.producer:
             stream.producer.on_unread(at_least=_GRACE)
-
-
-def hole(asked: Asked, dormant: Stream) -> bytes:
-    """The signal before what follows a dormant stream, where events may be missing between."""
-    if not dormant.may_miss:
-        return b""
-    asked.counts.errors["gap"] += 1
-    return wire.signal("gap", GAP, lost=None)
 
 
 async def _upload_hashed(client: Client, exchange: Exchange, joint: Joint) -> None:

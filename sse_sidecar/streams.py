@@ -14,8 +14,10 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sse_sidecar import event_id, wire
+from sse_sidecar.departures import Departures
 from sse_sidecar.history import Bounds, Log, Usage
 from sse_sidecar.live import Live
+from sse_sidecar.logs import facts
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,6 +63,9 @@ class Reader(Protocol):
 
     @property
     def cursor(self) -> int: ...
+
+    @property
+    def wrote_at(self) -> float: ...
 
     def on_end(self) -> None: ...
 
@@ -121,6 +126,7 @@ class _Hot:
         "_table",
         "counts",
         "held",
+        "holes",
         "live_readers",
         "log",
         "pending",
@@ -134,7 +140,9 @@ class Stream(_Hot):
 
     __slots__ = (
         "_clock",
+        "_departures",
         "_resumed_at",
+        "_timed_from",
         "asked_after",
         "base_suffix",
         "behind",
@@ -145,7 +153,6 @@ class Stream(_Hot):
         "follows",
         "gives_ids",
         "headers",
-        "holes",
         "id",
         "key",
         "may_miss",
@@ -196,8 +203,8 @@ class Stream(_Hot):
         self.state = State.LIVE
         self.clean = True
         """Whether the end, if there is one yet, may be shown to a client as an end."""
-        self.final = b""
-        """The signal that readers get after the last event."""
+        self.final = wire.NO_SIGNAL
+        """What readers are told after the last event."""
         self.may_miss = False
         """Whether events may be missing after the last one: the upstream was let go of or lost, and has no ids."""
         self.evicted = False
@@ -217,14 +224,16 @@ class Stream(_Hot):
         self.asked_after = opening.upstream_id
         """The upstream's id that its request asked to go on from, if it did."""
         self.follows = opening.follows
-        self.holes: set[int] = set()
-        """The events before which others may be missing; the signal stands in their frames."""
+        self.holes: set[int] | None = None
+        """The events before which others may be missing, if there are such; the signal stands in their frames."""
         self._early: list[wire.Block] | None = []
         self._resumed_at: tuple[float, ...] = ()
         self._slow_timer: Timer | None = None
         self.live_readers = Live()
         """Those of its readers who are written to from within `publish`; the others are `behind`."""
         self.published_at = self.touched_at
+        self._departures = Departures()
+        self._timed_from: float | None = None
         # Accounting.
         self.held = True
         """Whether the table still has it."""
@@ -233,7 +242,12 @@ class Stream(_Hot):
         self.opened_at = self.touched_at
 
     def __repr__(self) -> str:
-        return f"<Stream {self.id[:6]} {self.state.value} {self.log!r} {len(self.readers)} readers>"
+        return f"<Stream {self.short} {self.state.value} {self.log!r} {len(self.readers)} readers>"
+
+    @property
+    def short(self) -> str:
+        """Enough of its id to tell it from others; not enough to ask for it."""
+        return self.id[:6]
 
     @property
     def ended(self) -> bool:
@@ -250,18 +264,42 @@ class Stream(_Hot):
         self.gives_ids = self.gives_ids or bool(upstream_id)
         self.suffix = event_id.suffix(self.id, upstream_id)
 
-    def append(self, frames: Sequence[bytes], now: float) -> None:
-        """Keeps frames, which must be numbered from the log's last on. No reader sees them before `publish`."""
-        self.log.append(frames, now)
+    def append(self, frames: Sequence[bytes], now: float) -> int:
+        """Keeps frames, which must be numbered from the log's last on. No reader sees them before `publish`.
 
-    def publish(self, parts: Sequence[bytes | wire.Block], before: int, now: float) -> None:
+        Gives their size in bytes, which `publish` counts.
+        """
+        return self.log.append(frames, now)
+
+    def publish(self, parts: Sequence[bytes | wire.Block], before: int, now: float, size: int = 0) -> None:
         """Gives live readers what was appended after `before`, with what came between it and is not kept."""
         self.published_at = now
-        self.counts.events_delivered += (self.log.last - before) * self.live_readers.publish(parts, before, self)
+        self.live_readers.publish(parts, before, self, events=self.log.last - before, size=size)
         if self._early is not None and len(self._early) < _MAX_EARLY:
             self._early += [part for part in parts if isinstance(part, wire.Block)]
         if self._slow_timer or not self.log.within(now):
             self.trim()
+
+    def on_written(self, before: int, events: int, size: int, readers: int) -> None:
+        """So many readers have been sent the `events` after `before`, of together `size` bytes."""
+        counts = self.counts
+        counts.events_delivered += events * readers
+        counts.bytes_delivered += size * readers
+        if self.holes is not None and readers:
+            self.told_of_holes(before, before + events, readers)
+
+    def told_of_holes(self, before: int, last: int, readers: int = 1) -> None:
+        """The frames after `before` up to `last`, with the signals in them, have been sent."""
+        told = sum(before < seq <= last for seq in self.holes or ())
+        if told:
+            self.counts.failed("gap", self.short, times=told * readers)
+
+    def time_from(self, started: float) -> None:
+        """What was read at `started`, by the stopwatch, has been published: how long it took to be written to all."""
+        if self.live_readers.busy:
+            self._timed_from = self._timed_from or started
+        elif self.live_readers:
+            self.counts.delivery.observe(self.counts.stopwatch() - started)
 
     def take_early(self) -> list[wire.Block]:
         """What came before there was a reader, and is not kept: for the first one."""
@@ -274,16 +312,21 @@ class Stream(_Hot):
 
     def reconnecting(self) -> None:
         """The upstream is being asked again; whoever reads stays connected."""
-        self.state = State.RECONNECTING
+        self._become(State.RECONNECTING)
         self.note(wire.WAITING)
 
     def live(self) -> None:
         """The upstream is there again."""
-        self.state = State.LIVE
+        self._become(State.LIVE)
+
+    def _become(self, state: State) -> None:
+        self.counts.streams[self.state.value] -= 1
+        self.counts.streams[state.value] += 1
+        self.state = state
 
     def expect_hole(self) -> None:
         """Events may be missing before the next one."""
-        self.holes.add(self.log.last + 1)
+        self.holes = {*(self.holes or ()), self.log.last + 1}
 
     def account(self, pending: int) -> None:
         """Tells the table what the stream holds in memory."""
@@ -292,25 +335,55 @@ class Stream(_Hot):
             self.pending = pending
             self._table.make_room(self)
 
-    def end(self, state: State, *, clean: bool = True, final: bytes = b"", may_miss: bool = False) -> None:
+    def end(
+        self,
+        state: State,
+        *,
+        cause: str,
+        clean: bool = True,
+        final: wire.Signal = wire.NO_SIGNAL,
+        may_miss: bool = False,
+    ) -> None:
         """No more will be appended. Readers are told, and leave once they have everything."""
         if self.ended:
             return
-        self.state, self.clean, self.final = state, clean, final
+        if not self.readers:
+            self.counts.unread -= 1
+        self._become(state)
+        self.clean, self.final = clean, final
         self.may_miss = may_miss and not (self.gives_ids and self.upstream_id)
         self.producer = None
         self.touched_at = self._clock.time()
+        self._tell_end(cause)
         self._cancel_slow_timer()
         self.account(0)
         for reader in self.readers:
             reader.on_end()
         self._table.on_quiet(self)
 
+    def _tell_end(self, cause: str) -> None:
+        log.log(
+            logging.INFO if self.clean else logging.WARNING,
+            "stream ended",
+            extra=facts(
+                route=self.route,
+                stream=self.short,
+                state=self.state.value,
+                cause=cause,
+                seq=self.log.last,
+                events=self.log.last - self.log.base,
+                held_bytes=self.log.size,
+                readers=len(self.readers),
+                duration_s=round(self.touched_at - self.opened_at, 3),
+            ),
+        )
+
     def complete(self) -> None:
         """A dormant stream is over after all: its upstream said so when asked again, or its client does."""
         if self.state is State.DORMANT:
             self._table.unshelve(self)
-            self.state, self.clean, self.final = State.COMPLETE, True, b""
+            self._become(State.COMPLETE)
+            self.clean, self.final = True, wire.NO_SIGNAL
             self._table.on_quiet(self)
             for waiting in list(self.waiting):
                 waiting.on_end()
@@ -320,20 +393,43 @@ class Stream(_Hot):
     def attach(self, reader: Reader) -> None:
         self._table.unshelve(self)
         self.readers[reader] = self.behind[reader] = None
-        self._table.reader_count += 1
-        if self.producer and len(self.readers) == 1:
+        self.counts.readers += 1
+        if len(self.readers) == 1:
+            self._on_read()
+
+    def _on_read(self) -> None:
+        self.counts.concurrent += 1
+        if not self.ended:
+            self.counts.unread -= 1
+        if self.producer:
             self.producer.on_read()
 
     def detach(self, reader: Reader) -> None:
         del self.readers[reader], self.behind[reader]
         self.written = max(self.written, reader.cursor)
-        self._table.reader_count -= 1
         self.touched_at = self._clock.time()
+        self.counts.readers -= 1
+        if not self.readers:
+            self.counts.concurrent -= 1
+            self.counts.unread += not self.ended
         if not self.readers and self.producer:
             self.producer.on_unread()
         self.trim()
         self.account(self.pending)
         self._table.on_quiet(self)
+
+    def on_departure(self, cursor: int) -> None:
+        """A client has gone that was last sent event `cursor`."""
+        self._departures.add(cursor, self._clock.time())
+
+    def on_return(self, after: int) -> float | None:
+        """A reader that has everything up to `after` has come back: the seconds that it was away, if that is known."""
+        left = self._departures.take(after)
+        if left is None:
+            return None
+        away = self._clock.time() - left
+        self.counts.reconnects.observe(away * 1000)
+        return away
 
     def go_live(self, reader: Reader, transport: Transport, form: wire.Form) -> None:
         """From now on a reader that has everything is written to as soon as there is more."""
@@ -430,6 +526,9 @@ class Stream(_Hot):
             self.producer.pause()
         elif self.producer:
             self.producer.resume()
+        if self._timed_from is not None and not self.live_readers.busy:
+            started, self._timed_from = self._timed_from, None
+            self.time_from(started)
 
 
 class Streams:
@@ -441,10 +540,11 @@ class Streams:
 
     def __init__(self, clock: Clock, metrics: Metrics, *, max_memory: int) -> None:
         self.clock = clock
-        self.reader_count = 0
         self.metrics = metrics
         self._max_memory = max_memory
         self._by_id: dict[str, Stream] = {}
+        self._active: dict[str, Stream] = {}
+        """Those with an upstream or a reader, in the order in which they became so."""
         self._by_name: dict[bytes, Stream] = {}
         self._shelves: dict[tuple[_Kind, float], OrderedDict[str, Stream]] = {}
         self._timers: dict[tuple[_Kind, float], Timer] = {}
@@ -460,7 +560,15 @@ class Streams:
     @property
     def active(self) -> int:
         """Streams with an upstream or a reader."""
-        return len(self._by_id) - sum(map(len, self._shelves.values()))
+        return len(self._active)
+
+    def latest(self) -> Iterator[Stream]:
+        """Those, the one that became so last first."""
+        return reversed(self._active.values())
+
+    @property
+    def reader_count(self) -> int:
+        return sum(counts.readers for counts in self.metrics.routes.values())
 
     def find(self, stream_id: str) -> Stream | None:
         """The stream, whosever it is: the caller compares `key` or `principal`, and answers both misses alike."""
@@ -469,7 +577,9 @@ class Streams:
     def open(self, opening: Opening) -> Stream:
         """A new stream. Its id says whether its request may be sent again (RFC 9110, section 9.2.2)."""
         stream = Stream(self, event_id.mint(repeatable=opening.method == "GET"), opening)
-        self._by_id[stream.id] = stream
+        self._by_id[stream.id] = self._active[stream.id] = stream
+        stream.counts.streams[stream.state.value] += 1
+        stream.counts.unread += 1
         self.usage.size += _STREAM_OVERHEAD
         self.make_room(stream)
         return stream
@@ -505,6 +615,7 @@ class Streams:
         """Puts a stream on its shelf if it has ended and no one reads it."""
         if not stream.ended or stream.readers or not stream.held:
             return
+        self._active.pop(stream.id, None)
         place = (_kind(stream), stream.settings.history_ttl)
         shelf = self._shelves.setdefault(place, OrderedDict())
         shelf[stream.id] = stream
@@ -520,8 +631,9 @@ class Streams:
 
     def unshelve(self, stream: Stream) -> None:
         shelf = self._shelves.get((_kind(stream), stream.settings.history_ttl))
-        if shelf is not None:
-            shelf.pop(stream.id, None)
+        if shelf is not None and stream.id in shelf:
+            del shelf[stream.id]
+            self._active[stream.id] = stream
 
     def _expire(self, place: tuple[_Kind, float]) -> None:
         shelf, ttl = self._shelves[place], place[1]
@@ -542,6 +654,8 @@ class Streams:
 
     def _forget(self, stream: Stream) -> None:
         del self._by_id[stream.id]
+        self._active.pop(stream.id, None)
+        stream.counts.streams[stream.state.value] -= 1
         stream.held = False
         stream.log.drop_before(stream.log.last + 1)
         self.usage.size -= _STREAM_OVERHEAD + stream.pending
@@ -567,7 +681,7 @@ class Streams:
 
     def _evict_kind(self, kind: _Kind) -> None:
         while self.memory > self._max_memory and (stream := self._oldest(kind)):
-            self.metrics.evicted(kind.value)
+            stream.counts.evictions[kind.value] += 1
             self._evict_shelved(stream, kind)
 
     def _oldest(self, kind: _Kind) -> Stream | None:
@@ -591,7 +705,7 @@ class Streams:
             if excess <= 0:
                 return
             stream.release(excess)
-            self.metrics.evicted("passed")
+            stream.counts.evictions["passed"] += 1
 
     def _cut_slowest(self) -> None:
         while self.memory > self._max_memory:
@@ -599,7 +713,6 @@ class Streams:
             if stream is None or not stream.lag:
                 return
             stream.cut_slowest()
-            self.metrics.evicted("reader")
 
 
 class _Kind(Enum):

@@ -247,10 +247,19 @@ def priming(seq: int, suffix: bytes, *, data: bool) -> bytes:
     return b"id: %d-%b\n%b\n" % (seq, suffix, b"data:\n" if data else b"")
 
 
-def signal(code: str, message: str, **facts: object) -> bytes:
+class Signal(NamedTuple):
     """An event that says what the user must not miss. It has no id: it is no part of the stream."""
+
+    code: str
+    data: bytes
+
+
+NO_SIGNAL = Signal("", b"")
+
+
+def signal(code: str, message: str, **facts: object) -> Signal:
     error = json.dumps({"error": {"code": code, "message": message, **facts}})
-    return b"event: sse-sidecar\ndata: %b\n\n" % error.encode()
+    return Signal(code, b"event: sse-sidecar\ndata: %b\n\n" % error.encode())
 
 
 def chunk(data: bytes) -> bytes:

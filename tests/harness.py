@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
@@ -348,8 +349,9 @@ async def start_sidecar(upstream: str, clock: ManualClock | None = None, **setti
     """A sidecar on ports of its own. Settings are given as in the TOML file."""
     values = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "upstream": upstream}
     routes = settings.pop("route", None)
+    stopwatch = settings.pop("stopwatch", time.perf_counter)
     loaded = load({**values, **settings}, tables=routes)
-    sidecar = Sidecar(loaded, clock)
+    sidecar = Sidecar(loaded, clock, stopwatch=stopwatch)
     await sidecar.start()
     return sidecar
 

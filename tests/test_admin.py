@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sse_sidecar.app import Sidecar
-from tests.conftest import Ask, OpenStream, with_settings
-from tests.harness import ManualClock, Response, Upstream, request
+from tests.conftest import Ask, OpenStream, StartSidecar, with_settings
+from tests.harness import ManualClock, Response, Upstream, request, until
 
 AskAdmin = Callable[..., Awaitable[Response]]
 
@@ -73,7 +74,7 @@ async def test_the_admin_port_outlasts_what_is_drained(
     await response.read_to_end()
     await draining
 
-    assert b"sse_concurrent_streams 1.0" in metrics.body
+    assert b'sse_concurrent_streams{route="default"} 1.0' in metrics.body
 
 
 async def test_the_upstreams_state_is_not_the_sidecars(upstream: Upstream, ask: Ask, ask_admin: AskAdmin) -> None:
@@ -102,6 +103,81 @@ async def test_health_and_metrics_are_not_on_the_main_port(upstream: Upstream, a
     response = await asking
 
     assert b"the service's own" == await response.read_to_end()
+
+
+# The live page
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/", "text/html"), ("/overview.css", "text/css"), ("/overview.js", "text/javascript")],
+)
+async def test_the_live_page_comes_from_the_package_and_loads_nothing_from_elsewhere(
+    ask_admin: AskAdmin, path: str, kind: str
+) -> None:
+    response = await ask_admin(path)
+    policy = response.header("content-security-policy")
+
+    assert (200, f"{kind}; charset=utf-8") == (response.status, response.header("content-type"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert b"http://" not in response.body.replace(b"http://www.w3.org/", b"")
+    assert b"https://" not in response.body
+
+
+async def test_what_goes_on_is_there_as_json(ask_admin: AskAdmin) -> None:
+    response = await ask_admin("/streams")
+
+    assert (200, "application/json", "no-store") == (
+        response.status,
+        response.header("content-type"),
+        response.header("cache-control"),
+    )
+    assert 0 == json.loads(response.body)["readers"]
+
+
+async def test_the_page_is_fed_a_snapshot_at_once_and_one_a_second(
+    sidecar: Sidecar, clock: ManualClock, open_stream: OpenStream
+) -> None:
+    assert sidecar.admin_address is not None
+    feed = await request(sidecar.admin_address.port, "/events", headers={"Accept": "text/event-stream"})
+    await feed.read_until(b"\n\n")
+    await open_stream("/")
+    clock.advance(0.9)
+    before = bytes(feed.body)
+    clock.advance(0.1)
+    await until_events(feed, 2)
+    feed.close()
+    seen = [json.loads(event.removeprefix(b"data: ")) for event in feed.body.split(b"\n\n")[:-1]]
+
+    assert "text/event-stream" == feed.header("content-type")
+    assert 1 == before.count(b"\n\n")
+    assert [0, 1] == [snapshot["readers"] for snapshot in seen]
+
+
+async def until_events(feed: Response, number: int) -> None:
+    while feed.body.count(b"\n\n") < number:
+        assert await feed.read_some()
+
+
+async def test_a_page_that_watches_does_not_hold_up_the_end(start: StartSidecar) -> None:
+    sidecar = await start()
+    assert sidecar.admin_address is not None
+    feed = await request(sidecar.admin_address.port, "/events")
+    await feed.read_until(b"\n\n")
+    await sidecar.stop()
+    await feed.closed()
+    feed.close()
+
+
+async def test_a_page_that_is_closed_is_fed_no_more(sidecar: Sidecar, clock: ManualClock) -> None:
+    assert sidecar.admin_address is not None
+    timers = clock.pending
+    feed = await request(sidecar.admin_address.port, "/events")
+    await feed.read_until(b"\n\n")
+    await until(lambda: clock.pending > timers)
+    feed.close()
+    await until(lambda: clock.pending == timers)
 
 
 @pytest.mark.parametrize(("path", "method", "status"), [("/healthz", "POST", 405), ("/nothing", "GET", 404)])

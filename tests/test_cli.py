@@ -338,9 +338,9 @@ async def test_the_log_for_machines_is_json_lines(serve: Serve, upstream: Upstre
     await running.ended()
     lines = [json.loads(line) for line in running.log.splitlines()]
 
-    assert {("time", "level", "logger", "message")} == {tuple(line) for line in lines}
+    assert {("time", "level", "logger", "message")} == {tuple(line)[:4] for line in lines}
     assert {"info", "warning"} <= {line["level"] for line in lines}
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", line["time"]) for line in lines)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)
     assert "secret" not in running.log
 
 

@@ -129,6 +129,7 @@ def test_every_setting_can_be_given_in_the_environment_and_the_file(name: str, w
         "log_level": "debug",
         "store": "memory",
         "trust_forwarded": "true",
+        "access_log": "true",
         "max_memory": "2GiB",
         "max_stream_bytes": "33MiB",
         "max_event_bytes": "3MiB",

@@ -115,7 +115,7 @@ async def test_a_heartbeat_is_never_within_an_event(
 
 
 async def received(sidecar: Sidecar, size: int) -> None:
-    await until(lambda: sidecar.metrics.route("default").bytes_in == size)
+    await until(lambda: sidecar.metrics.route("default").bytes_received == size)
 
 
 # Comments

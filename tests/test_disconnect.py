@@ -356,7 +356,7 @@ async def test_over_max_unread_the_oldest_lingering_get_goes_first_and_then_the_
     for (asked, _), flag in zip(streams, given_up, strict=True):
         if flag == "1":
             await asked.closed()
-    assert 2 == (await scrape(sidecar))["sse_unread_streams"]
+    assert 2 == (await scrape(sidecar))['sse_unread_streams{route="default"}']
 
 
 @with_settings(max_unread=2)

@@ -125,10 +125,10 @@ async def test_what_is_no_event_after_a_mark_does_not_take_it_back(
 ) -> None:
     """A blank line too many, or half a comment: nothing that a client would have been given is missing."""
     asked, response = await opened(open_stream, ONE + MARK, **opened_by)
-    received = sidecar.metrics.route("default").bytes_in
+    received = sidecar.metrics.route("default").bytes_received
 
     await asked.stream(blank)
-    await until(lambda: sidecar.metrics.route("default").bytes_in > received)
+    await until(lambda: sidecar.metrics.route("default").bytes_received > received)
     await how(asked)
     await response.read_to_end()
 

@@ -13,12 +13,12 @@ import sse_sidecar
 PACKAGE = Path(sse_sidecar.__file__).parent
 
 LADDER = [
-    "errors event_id headers clock assets",
+    "errors event_id headers clock assets departures logs",
     "wire history config metrics decoding",
-    "live turns origin downstream repeats unread demo_relay",
-    "streams asking passthrough",
-    "delivery upstream asked admin",
-    "opening control",
+    "live turns origin downstream repeats unread demo_relay health",
+    "streams asking passthrough access",
+    "delivery upstream asked overview",
+    "opening control admin",
     "answer",
     "front",
     "app",

@@ -389,7 +389,7 @@ async def test_an_event_that_is_too_large_breaks_its_stream(
     )
     assert 410 == gone.status
     assert (["1"], ["too-large"], False) == (data_of(held), signals_of(held), held.whole)
-    assert 1 == errors(await scrape(sidecar), "too-large")
+    assert 2 == errors(await scrape(sidecar), "too-large")
 
 
 @with_limit

@@ -23,6 +23,9 @@ from tests.together import HOST, PLAIN, Sleeper, backed_up, crowd, read_heads, r
 
 shared = with_settings(mode="shared")
 
+SIZE = 10
+"""Bytes that each event is said to have."""
+
 PLAINLY = wire.form(Dialect.LINE, chunked=False)
 ALL_FORMS = [wire.form(dialect, chunked=chunked) for dialect in Dialect for chunked in (False, True)]
 
@@ -54,6 +57,8 @@ class Readers:
         self.last = 0
         self.more = 0
         """Events that are published as soon as there is no one who waits."""
+        self.written: list[tuple[int, int, int]] = []
+        """What was told of writes: the event before, how many events, to how many readers."""
 
     def pace(self) -> None:
         self.changes.append(self.live.busy)
@@ -61,17 +66,22 @@ class Readers:
             self.more -= 1
             self.publish()
 
+    def on_written(self, before: int, events: int, size: int, readers: int) -> None:
+        assert size == SIZE * events
+        self.written.append((before, events, readers))
+
     def join(self, number: int = 1, form: Form = PLAINLY) -> list[Peer]:
         peers = [Peer() for _ in range(number)]
         for peer in peers:
             self.live.add(peer, form)
         return peers
 
-    def publish(self, *parts: bytes | Block) -> int:
+    def publish(self, *parts: bytes | Block) -> None:
         """Publishes one event, or the parts given."""
         before = self.last
         self.last += sum(isinstance(part, bytes) for part in parts or (b"",))
-        return self.live.publish(parts or (b"%d" % self.last,), before, self)
+        events = self.last - before
+        self.live.publish(parts or (b"%d" % self.last,), before, self, events=events, size=SIZE * events)
 
     def sent(self, peer: Peer) -> int:
         """Takes a reader out: the last event that it was sent."""
@@ -98,12 +108,13 @@ async def settled(readers: Readers) -> int:
 
 def test_each_reader_gets_each_publication_once_and_in_order(readers: Readers) -> None:
     first = readers.join(2)
-    counted = [readers.publish(), readers.publish()]
+    readers.publish()
+    readers.publish()
     second = readers.join(1)
-    counted.append(readers.publish())
+    readers.publish()
 
     assert [[b"1", b"2", b"3"]] * 2 + [[b"3"]] == [peer.writes for peer in first + second]
-    assert [2, 2, 3] == counted
+    assert [(0, 1, 2), (1, 1, 2), (2, 1, 3)] == readers.written
     assert [3, 3, 3] == [readers.sent(peer) for peer in first + second]
     assert (0, []) == (len(readers.live), readers.changes)
 
@@ -211,7 +222,7 @@ def test_before_is_of_the_one_furthest_behind(readers: Readers) -> None:
 
 async def test_many_are_served_a_slice_in_a_turn_of_the_loop(readers: Readers) -> None:
     peers = readers.join(2 * SLICE + 1)
-    counted = readers.publish()
+    readers.publish()
     served = [sum(len(peer.writes) for peer in peers)]
     while readers.live.busy:
         assert 0 == readers.live.before
@@ -219,7 +230,8 @@ async def test_many_are_served_a_slice_in_a_turn_of_the_loop(readers: Readers) -
         served.append(sum(len(peer.writes) for peer in peers))
 
     assert [SLICE, 2 * SLICE, 2 * SLICE + 1] == served
-    assert ([[b"1"]] * len(peers), len(peers)) == ([peer.writes for peer in peers], counted)
+    assert [[b"1"]] * len(peers) == [peer.writes for peer in peers]
+    assert [(0, 1, SLICE), (0, 1, SLICE), (0, 1, 1)] == readers.written
     assert ([True, False], None) == (readers.changes, readers.live.before)
 
 
@@ -369,6 +381,7 @@ class ModelReader(Peer):
         assert (self.had, self.form.make(published.parts)) == (published.before, data)
         self.next += 1
         self.had += sum(isinstance(part, bytes) for part in published.parts)
+        self.model.writes += 1
         self.room -= 1
         if self.room == 0:
             self.fall_behind()
@@ -399,6 +412,13 @@ class Model:
         self.published: list[Published] = []
         self.readers: list[ModelReader] = []
         self.fallen: list[ModelReader] = []
+        self.writes = 0
+        """Writes that were told of, and those that there were."""
+        self.told = 0
+
+    def on_written(self, before: int, events: int, size: int, readers: int) -> None:
+        assert events == size
+        self.told += readers
 
     def pace(self) -> None:
         assert self.was_busy != self.live.busy
@@ -454,13 +474,14 @@ class Model:
         for reader in self.readers:
             reader.is_left_out = reader.is_left_out or (reader.is_live and reader in self.fallen)
         self.fallen.clear()
-        assert len(self.live_ones) >= self.live.publish(parts, before, self)
+        self.live.publish(parts, before, self, events=number % 3, size=number % 3)
 
     async def turn(self, number: int) -> None:
         for _ in range(number % 4 + 1):
             await asyncio.sleep(0)
 
     def check(self) -> None:
+        assert self.writes == self.told
         before = self.last if self.live.before is None else self.live.before
         furthest = min((reader.had for reader in self.live_ones), default=self.last)
         assert before <= furthest

@@ -99,13 +99,13 @@ def test_the_first_event_that_bears_an_id_is_the_one_that_came_with_it() -> None
 
 
 def test_a_signal_before_a_held_event_is_none_of_its_bytes() -> None:
-    log = held(A, B, C, lead={2: wire.signal("gap", "…", lost=None)})
+    log = held(A, B, C, lead={2: wire.signal("gap", "…", lost=None).data})
 
     assert [DROPPED] * 3 == verdicts(log, A, B, C)
 
 
 def test_what_ends_like_a_held_event_does_not_equal_it() -> None:
-    log = held("id: a\ndata: x\ndata: 1", B, lead={2: wire.signal("gap", "…", lost=None)})
+    log = held("id: a\ndata: x\ndata: 1", B, lead={2: wire.signal("gap", "…", lost=None).data})
 
     assert [RENUMBERED] == verdicts(log, "id: a\ndata: 1")
 

@@ -47,9 +47,9 @@ async def stalls(sidecar: Sidecar) -> float:
 async def heard(sidecar: Sidecar, asked: Asked, data: bytes) -> None:
     """The upstream says something, and the sidecar has it."""
     counts = sidecar.metrics.route("default")
-    before = counts.bytes_in
+    before = counts.bytes_received
     await asked.stream(data)
-    await until(lambda: counts.bytes_in == before + len(data))
+    await until(lambda: counts.bytes_received == before + len(data))
 
 
 @pytest.mark.parametrize(("headers", "end"), [(CURL, b"\n"), (EVENT_SOURCE, b"\n\n")])

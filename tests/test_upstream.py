@@ -33,7 +33,7 @@ def resuming(seq: int, response: Response, headers: dict[str, str] | None = None
 
 async def heard(sidecar: Sidecar, events: int) -> None:
     """Waits until so many events have come from upstreams."""
-    await until(lambda: sidecar.metrics.route("default").events_in == events)
+    await until(lambda: sidecar.metrics.route("default").events_received == events)
 
 
 async def left(response: Response, sidecar: Sidecar) -> None:
@@ -257,7 +257,7 @@ async def test_any_byte_of_the_upstream_ends_a_silence(
     await response.read_until(b"retry")
     for _ in range(3):
         clock.advance(29.99)
-        size = sidecar.metrics.route("default").bytes_in
+        size = sidecar.metrics.route("default").bytes_received
         await asked.stream(heard_of)
         await until(partial(grown, sidecar, size))
     stalls_before = (await scrape(sidecar))['sse_stall_detections_total{route="default"}']
@@ -268,7 +268,7 @@ async def test_any_byte_of_the_upstream_ends_a_silence(
 
 
 def grown(sidecar: Sidecar, size: int) -> bool:
-    return sidecar.metrics.route("default").bytes_in > size
+    return sidecar.metrics.route("default").bytes_received > size
 
 
 @only_stalls

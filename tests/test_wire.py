@@ -363,7 +363,7 @@ def test_priming_for_mcp_is_an_event_of_empty_data() -> None:
 
 def test_a_signal_is_an_event_of_its_own_type_with_a_json_error_and_no_id() -> None:
     message = 'lost\n"3" events, é'
-    seen = interpret(wire.frame(b"data: x", 1, SUFFIX) + wire.signal("gap", message, lost=3))
+    seen = interpret(wire.frame(b"data: x", 1, SUFFIX) + wire.signal("gap", message, lost=3).data)
     token = "1-" + SUFFIX.decode()
     assert ("sse-sidecar", token) == (seen.events[1].type, seen.events[1].last_event_id)
     assert {"error": {"code": "gap", "message": message, "lost": 3}} == json.loads(seen.events[1].data)
