@@ -352,7 +352,9 @@ class Settings(StreamSettings):
     control_origins: tuple[str, ...] = setting(
         (), origins, "Origins whose pages may use the sidecar's own paths, as in https://example.com."
     )
-    drain_delay: float = setting(0.0, seconds, "Seconds between a failing /readyz and the drain; 5 in Kubernetes.")
+    drain_delay: float = setting(
+        0.0, seconds, "Seconds between a failing /readyz and the drain, where someone has to see it fail first."
+    )
     drain_timeout: float = setting(10.0, positive_seconds, "Seconds that streams may run on after SIGTERM.")
     trust_forwarded: bool = setting(
         False,  # noqa: FBT003
