@@ -33,7 +33,7 @@ _REPLAY_EVENTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 100_000)
 _DELIVERY_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 # What is known beforehand begins at 0: to Prometheus, a counter that appears with 1 has not increased.
-_ERRORS = "gap reset upstream-lost too-large gone max_streams max_readers draining 422 500 502 504"
+_ERRORS = "gap reset upstream-lost too-large gone max_streams max_readers draining 422 500 502 503 504"
 _STATES = "live reconnecting complete dormant broken"
 _RESUMES = "resumed gap reset new over gone"
 _EVICTIONS = "finished dormant tombstone passed reader"
