@@ -20,7 +20,9 @@ _LEFT = 499
 """As nginx has it: the client has left before it was answered."""
 
 
-def logged(handle: Callable[[Client], Awaitable[None]], clock: Clock) -> Callable[[Client], Awaitable[None]]:
+def logged(
+    handle: Callable[[Client], Awaitable[None]], clock: Clock, *, wanted: Callable[[], bool]
+) -> Callable[[Client], Awaitable[None]]:
     """`handle`, with a log line for each request. A query may hold credentials, so only the path is in it."""
 
     async def handling(client: Client) -> None:
@@ -35,7 +37,8 @@ def logged(handle: Callable[[Client], Awaitable[None]], clock: Clock) -> Callabl
             status = AnswerError.status
             raise
         finally:
-            _tell(client, client.status or status, clock.time() - started)
+            if wanted():
+                _tell(client, client.status or status, clock.time() - started)
 
     return handling
 

@@ -7,7 +7,7 @@ import logging
 import secrets
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -21,6 +21,7 @@ from sse_sidecar.front import Front
 from sse_sidecar.metrics import Metrics
 from sse_sidecar.overview import Overview
 from sse_sidecar.streams import Streams
+from sse_sidecar.tls import Certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,9 @@ _BACKLOG = 4096
 _PEER_TIMEOUT = 30.0
 """Seconds after which a peer that acknowledges nothing is given up (TCP_USER_TIMEOUT, RFC 5482)."""
 _LAST_SECOND = 1.0
+
+_FIXED = ("listen", "admin_listen", "store", "log_format", "header_timeout", "body_timeout")
+"""Settings that hold for the life of the process."""
 
 
 class Sidecar:
@@ -50,22 +54,53 @@ class Sidecar:
         self.address: Address | None = None
         self.admin_address: Address | None = None
         self._ready = False
-        handle = self.front.handle
-        self._server = Server(logged(handle, self.clock) if settings.access_log else handle)
+        self._server = Server(
+            logged(self.front.handle, self.clock, wanted=lambda: self.settings.access_log),
+            self.clock,
+            header_timeout=settings.header_timeout,
+            body_timeout=settings.body_timeout,
+        )
+        self._certificates = _certificates(settings)
         self._listener: asyncio.Server | None = None
         self._admin = self._make_admin()
-        for route in settings.routes:
-            self.metrics.route(route.name)
+        self._show_routes()
         self.metrics.gauge("sse_history_bytes", "Bytes held of all streams.", lambda: self.streams.memory)
-        self.metrics.gauge("sse_history_limit_bytes", "Bytes that may be held.", lambda: settings.max_memory)
+        self.metrics.gauge("sse_history_limit_bytes", "Bytes that may be held.", lambda: self.streams.max_memory)
+
+    def _show_routes(self) -> None:
+        for route in self.settings.routes:
+            self.metrics.route(route.name)
 
     def _make_admin(self) -> web.AppRunner:
         def ready() -> bool:
             return self._ready
 
-        overview = Overview(self.settings, self.streams, self.metrics, self.clock, wall=time.time, ready=ready)
-        app = make_admin(self.metrics, overview, self.clock, ready=ready)
+        self._overview = Overview(self.settings, self.streams, self.metrics, self.clock, wall=time.time, ready=ready)
+        app = make_admin(self.metrics, self._overview, self.clock, ready=ready)
         return web.AppRunner(app, access_log=None, handler_cancellation=True)
+
+    def reload(self, settings: Settings) -> None:
+        """From now on requests are answered by these settings; nothing that is open is touched.
+
+        Raises ConfigError where they cannot be used, or ask for what only a restart can give; then nothing changes.
+        """
+        for name in _FIXED:
+            if getattr(settings, name) != getattr(self.settings, name):
+                value = str(getattr(settings, name))
+                raise ConfigError(name, value, f"{getattr(self.settings, name)} as it was; a restart changes it")
+        fresh = self._fresh_certificates(settings)
+        self.front.reload(settings)
+        if self._certificates and fresh:
+            self._certificates.follow(fresh)
+        self.settings = self._overview.settings = settings
+        self.streams.max_memory = settings.max_memory
+        self._show_routes()
+
+    def _fresh_certificates(self, settings: Settings) -> Certificates | None:
+        if bool(settings.tls_certificate) != bool(self._certificates):
+            value = ", ".join(settings.tls_certificate)
+            raise ConfigError("tls_certificate", value, "some or none, as it was; a restart changes it")
+        return _certificates(settings)
 
     async def start(self) -> None:
         """Opens the ports, or neither of them. Raises ConfigError where one cannot be had."""
@@ -81,12 +116,22 @@ class Sidecar:
 
     async def _open(self, main: socket.socket, admin: socket.socket | None = None) -> None:
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._server, sock=main, backlog=_BACKLOG)
+        self._listener = await loop.create_server(self._server, sock=main, backlog=_BACKLOG, **self._with_tls())
         self.address = _address(main)
         if admin is not None:
             await self._admin.setup()
             await web.SockSite(self._admin, admin).start()
             self.admin_address = _address(admin)
+
+    def _with_tls(self) -> dict[str, Any]:
+        if self._certificates is None:
+            return {}
+        # The loop drops what a closed connection still has to send after the latter; without TLS the kernel sends it.
+        return {
+            "ssl": self._certificates.context,
+            "ssl_handshake_timeout": self.settings.header_timeout,
+            "ssl_shutdown_timeout": self._user_timeout(),
+        }
 
     def _user_timeout(self) -> float:
         # It also ends live peers whose window is full, so a slow reader must have its time first.
@@ -125,7 +170,13 @@ class Sidecar:
             if transport is not None:
                 transport.abort()
         self.streams.close()
+        self.front.close()
         await self._admin.cleanup()
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    wanted = settings.tls_certificate or settings.tls_key
+    return Certificates(settings.tls_certificate, settings.tls_key) if wanted else None
 
 
 def _bind(key: str, address: Address, user_timeout: float = 0.0) -> socket.socket:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from sse_sidecar import event_id, headers
 from sse_sidecar.asking import Ask
+from sse_sidecar.config import EVERYONE
+from sse_sidecar.errors import NoRoute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sse_sidecar.config import Route, Settings, StreamSettings
+    from sse_sidecar.config import Network, Route, Settings, StreamSettings
     from sse_sidecar.downstream import Client
     from sse_sidecar.event_id import ResumeToken
     from sse_sidecar.headers import Headers
@@ -64,6 +67,15 @@ class Asked:
         return self.route.settings
 
     @property
+    def may_be_repeated(self) -> bool:
+        """Whether the request, should a kept connection turn out to be dead, may be sent again (RFC 9112, 9.3.1).
+
+        One for a stream is not: the service is asked once for each.
+        """
+        safe = self.client.method in ("GET", "HEAD", "OPTIONS")
+        return safe and not (self.for_stream or self.ask.has_body or self.ask.upgrades)
+
+    @property
     def upstream_id(self) -> bytes:
         """The last id of the upstream's own that the client has: in its token, or as it was before the sidecar."""
         if self.token is not None:
@@ -81,21 +93,24 @@ class Asked:
 
 
 class Reading:
-    """Reads the heads of requests. Never fails: what is no token of ours passes as it came."""
+    """Reads the heads of requests. What is no token of ours passes as it came."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, *, secret: bytes, origin_of: Callable[[Route], Origin]
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._metrics = metrics
         self._secret = secret
         self._origin_of = origin_of
 
     def read(self, client: Client) -> Asked:
+        """Raises NoRoute."""
         path, _, query = client.target.partition(b"?")
         host = _bare_host(client.host)
-        route = self._settings.route(host, path.decode("utf-8", "surrogateescape"), client.method)
+        route = self.settings.route(host, path.decode("utf-8", "surrogateescape"), client.method)
         own = route.settings
+        if own.upstream is None:
+            raise NoRoute
         relayed = _is_mcp_without_resume(client.headers)
         target, token, fields, parameters = client.target, None, client.headers, query.split(b"&")
         if own.ids == "own" and client.method not in _NEVER_RESUMES and not relayed:
@@ -105,11 +120,20 @@ class Reading:
             if len(kept) < len(parameters):
                 parameters = kept
                 target = b"?".join([path, *([b"&".join(kept)] if kept else [])])
-        shared = own.mode == "shared" and client.method == "GET" and not (relayed or client.has_body)
+        alone = relayed or client.has_body or headers.is_upgrade(client.headers)
+        shared = own.mode == "shared" and client.method == "GET" and not alone
         principal = self.principal(client.headers, own, shared=shared)
         identity = [*_what(client, path, parameters, own, shared_on=route.name if shared else ""), principal]
         counts = self._metrics.route(route.name)
-        ask = Ask(self._origin_of(route), client.method, target, self._fields(client, fields, own), counts)
+        named = _host(client, own)
+        ask = Ask(
+            self._origin_of(route),
+            client.method,
+            _stripped(target, own.strip_prefix),
+            self._fields(client, fields, named),
+            counts,
+            own_host=named is None,
+        )
         asked = Asked(
             client=client,
             route=route,
@@ -171,9 +195,10 @@ class Reading:
         is_standalone = client.method == "GET" and headers.get(client.headers, b"mcp-session-id") is not None
         return self._fingerprint(b"standalone", *what) if is_standalone else None
 
-    def _fields(self, client: Client, fields: Headers, own: StreamSettings) -> list[headers.Field]:
-        hop = headers.Hop(client.address.encode(), client.scheme.encode(), client.host, self._settings.trust_forwarded)
-        return [*headers.to_upstream(fields, hop, _host(client, own)), *_framing(client)]
+    def _fields(self, client: Client, fields: Headers, host: bytes | None) -> list[headers.Field]:
+        trusted = _is_in(client.address, self.settings.trust_forwarded)
+        hop = headers.Hop(client.address.encode(), client.scheme.encode(), client.host, trusted)
+        return [*headers.to_upstream(fields, hop, host), *_framing(client)]
 
 
 def _is_mcp_without_resume(fields: Headers) -> bool:
@@ -250,18 +275,41 @@ def _bare_host(host: bytes) -> str:
 # How it goes upstream
 
 
-def _host(client: Client, settings: StreamSettings) -> bytes:
-    """An app behind http sees the host it saw before; one behind https has a name of its own, and a certificate."""
-    upstream = settings.upstream
-    assert upstream is not None  # noqa: S101 - every route has one; checked when the settings were loaded
+def _host(client: Client, settings: StreamSettings) -> bytes | None:
+    """An app behind http sees the host it saw before; one behind https has a name of its own, and a certificate.
+
+    None where it is the upstream's own, of which there may be several.
+    """
     choice = settings.host_header
     if choice == "auto":
-        choice = "upstream" if upstream.tls or not client.host else "client"
-    return {"client": client.host, "upstream": upstream.authority.encode()}.get(choice, choice.encode())
+        has_own = settings.upstream is not None and settings.upstream[0].tls
+        says_none = not client.host and headers.get(client.headers, b"host") is None
+        choice = "upstream" if has_own or says_none else "client"
+    return {"client": client.host, "upstream": None}.get(choice, choice.encode())
+
+
+def _stripped(target: bytes, prefix: str) -> bytes:
+    """The target without a prefix of whole segments, where it has it."""
+    rest = target.removeprefix(prefix.encode())
+    if rest == target or rest[:1] not in (b"", b"/", b"?"):
+        return target
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _is_in(address: str, networks: Iterable[Network]) -> bool:
+    """Whether the peer is in one of them; who has no address comes over a Unix socket, from this machine."""
+    networks = tuple(networks)
+    if networks == EVERYONE or not (networks and address):
+        return networks == EVERYONE
+    peer = ip_address(address.partition("%")[0])
+    peer = getattr(peer, "ipv4_mapped", None) or peer
+    return any(peer in network for network in networks)
 
 
 def _framing(client: Client) -> list[headers.Field]:
     """The length as the client gave it, or chunks: a body is never read to find its length."""
     if client.chunked_body:
         return [(b"Transfer-Encoding", b"chunked")]
-    return [(b"Content-Length", value) for value in headers.get_all(client.headers, b"content-length")[:1]]
+    # Written anew: with zeros before it some read it as octal.
+    lengths = headers.get_all(client.headers, b"content-length")[:1]
+    return [(b"Content-Length", b"%d" % int(value)) for value in lengths]

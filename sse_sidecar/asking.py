@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sse_sidecar import decoding, headers
 from sse_sidecar.clock import deadline, sleep
 from sse_sidecar.errors import OriginError
-from sse_sidecar.origin import Exchange, Head, Origin, request_head
+from sse_sidecar.exchange import Exchange, Head, request_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sse_sidecar.decoding import Decoder
     from sse_sidecar.headers import Field
     from sse_sidecar.metrics import RouteMetrics
+    from sse_sidecar.origin import Origin
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Ask(NamedTuple):
     target: bytes
     fields: list[Field]
     counts: RouteMetrics
+    own_host: bool = False
+    """Whether the upstream is asked by its own name; then `fields` have no `Host`."""
 
     def resuming(self, upstream_id: bytes) -> Ask:
         """The same, asking for what comes after `upstream_id`, where there is one."""
@@ -49,16 +52,24 @@ class Ask(NamedTuple):
             method="GET", fields=[*headers.without(self.fields, body), (b"Accept", headers.EVENT_STREAM)]
         )
 
-    async def send(self) -> Exchange:
-        """Connects and sends the head. Raises an OriginError."""
-        try:
-            exchange = await self.origin.connect()
-        except OriginError as error:
-            self.counts.connects[type(error).__name__] += 1
-            raise
-        self.counts.connects["ok"] += 1
-        exchange.send(request_head(self.method, self.target, self.fields), expects_body=self.method != "HEAD")
+    async def send(self, *, kept: bool = False) -> Exchange:
+        """Connects and sends the head; with `kept` over a connection that was used before. Raises an OriginError."""
+        exchange = await self.origin.connect(kept=kept, on_result=self.counts.connected)
+        fields = [(b"Host", exchange.authority), *self.fields] if self.own_host else self.fields
+        exchange.send(
+            request_head(self.method, self.target, fields), expects_body=self.method != "HEAD", upgrades=self.upgrades
+        )
+        if not self.has_body:
+            exchange.request_ended()
         return exchange
+
+    @property
+    def upgrades(self) -> bool:
+        return headers.get(self.fields, b"upgrade") is not None
+
+    @property
+    def has_body(self) -> bool:
+        return any(headers.get(self.fields, name) is not None for name in (b"content-length", b"transfer-encoding"))
 
 
 class Arrived(NamedTuple):

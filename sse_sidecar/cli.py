@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sse_sidecar import __version__, config, demo, logs
+from sse_sidecar import __version__, config, demo, logs, tls
 from sse_sidecar.app import Sidecar
 from sse_sidecar.clock import spawn
 from sse_sidecar.errors import ConfigError
@@ -53,7 +53,7 @@ def main(context: click.Context, /, file: str | None, **flags: str | None) -> No
     if context.invoked_subcommand is None:
         settings = _load(flags, file)
         logs.to_stderr(settings.log_level, settings.log_format)
-        _run(_serve(settings))
+        _run(_serve(settings, again=lambda: config.load(flags, os.environ, file)))
 
 
 @main.command()
@@ -61,6 +61,10 @@ def main(context: click.Context, /, file: str | None, **flags: str | None) -> No
 def check(file: str | None) -> None:
     """Reads the settings and says whether they can be used; opens no port."""
     settings = _load({}, file)
+    try:
+        tls.check(settings)
+    except ConfigError as error:
+        _refuse(error)
     click.echo(f"ok: {len(settings.routes)} route(s), listening on {settings.listen}")
 
 
@@ -91,17 +95,27 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         _refuse(error)
 
 
-async def _serve(settings: config.Settings, on_ready: Callable[[str], None] = lambda _: None) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once."""
+async def _serve(
+    settings: config.Settings,
+    on_ready: Callable[[str], None] = lambda _: None,
+    *,
+    again: Callable[[], config.Settings] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+
+    On SIGHUP the settings are read `again`.
+    """
     sidecar = Sidecar(settings)
     told = asyncio.Event()
-    again = asyncio.Event()
+    told_twice = asyncio.Event()
 
     def on_signal() -> None:
-        (again if told.is_set() else told).set()
+        (told_twice if told.is_set() else told).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    if again is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, sidecar, again)
     await sidecar.start()
     _collect_little_garbage()
     log.info("sse-sidecar %s on %s, admin on %s", __version__, sidecar.address, sidecar.admin_address or "no port")
@@ -109,7 +123,7 @@ async def _serve(settings: config.Settings, on_ready: Callable[[str], None] = la
     await told.wait()
     log.info("draining")
     draining = spawn(sidecar.drain(), name="drain")
-    stopping = spawn(_wait(again), name="second signal")
+    stopping = spawn(_wait(told_twice), name="second signal")
     await asyncio.wait([draining, stopping], return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
         draining.cancel()
@@ -127,6 +141,17 @@ def _collect_little_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(1000, 5, 200)
+
+
+def _reload(sidecar: Sidecar, again: Callable[[], config.Settings]) -> None:
+    try:
+        settings = again()
+        sidecar.reload(settings)
+    except ConfigError as error:
+        log.error("settings not reloaded, all stays as it was: %s", error)  # noqa: TRY400 - no fault of the program
+    else:
+        logs.set_level(settings.log_level)
+        log.info("settings reloaded")
 
 
 async def _wait(event: asyncio.Event) -> None:

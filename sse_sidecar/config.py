@@ -12,6 +12,7 @@ import fnmatch
 import re
 import tomllib
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,6 +21,10 @@ from sse_sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+Network = IPv4Network | IPv6Network
+
+EVERYONE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 ENV_PREFIX = "SSE_SIDECAR_"
 
@@ -72,6 +77,16 @@ def upstream_url(value: Any) -> Upstream:
         raise ValueError(expected + ", without a path: a request's own path is used")
     tls = parts.scheme == "https"
     return Upstream(host, port or (443 if tls else 80), tls)
+
+
+def upstreams(value: Any) -> tuple[Upstream, ...]:
+    """One address, or several of one service."""
+    found = tuple(upstream_url(member) for member in names(value))
+    if not found:
+        raise ValueError("an address, as in http://127.0.0.1:8000")
+    if len({address.tls for address in found}) > 1:
+        raise ValueError("addresses that are all http, or all https")
+    return found
 
 
 def listen_address(value: Any) -> Address:
@@ -156,11 +171,13 @@ def one_of(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
 def boolean(value: Any) -> bool:
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if str(value).lower() not in known:
+    if str(value).lower() not in _BOOLEANS:
         raise ValueError("true or false")
-    return known[str(value).lower()]
+    return _BOOLEANS[str(value).lower()]
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -198,6 +215,51 @@ def origins(value: Any) -> tuple[str, ...]:
     return members
 
 
+def networks(value: Any) -> tuple[Network, ...]:
+    """Networks, or all or none of them."""
+    expected = "true, false, or a list of networks, as in 10.0.0.0/8"
+    if str(value).lower() in _BOOLEANS:
+        return EVERYONE if boolean(value) else ()
+    try:
+        return tuple(ip_network(member) for member in names(value))
+    except ValueError:
+        raise ValueError(expected) from None
+
+
+def path_prefix(value: Any) -> str:
+    if value == "" or (isinstance(value, str) and re.fullmatch(r"/[^\s?#]*[^\s?#/]", value)):
+        return str(value)
+    raise ValueError('a path that begins with / and does not end with it, or ""')
+
+
+def path(value: Any) -> str:
+    if value == "" or (isinstance(value, str) and re.fullmatch(r"/[^\s#]*", value)):
+        return str(value)
+    raise ValueError('a path that begins with /, or ""')
+
+
+def files(value: Any) -> tuple[str, ...]:
+    members = names(value)
+    for member in members:
+        readable(member)
+    return members
+
+
+def file_name(value: Any) -> str:
+    if value != "":
+        readable(value)
+    return str(value)
+
+
+def readable(name: Any) -> None:
+    """Raises ValueError where there is no such file to be read."""
+    try:
+        with Path(name).open("rb"):
+            pass
+    except (OSError, TypeError) as error:
+        raise ValueError(f"a file that can be read ({getattr(error, 'strerror', None) or error})") from None
+
+
 def host_choice(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._\-\[\]:]+", value):
         raise ValueError("auto, client, upstream, or a host name")
@@ -212,9 +274,25 @@ def setting(default: Any, parse: Any, help_text: str, *, flag: bool = False) -> 
 class StreamSettings:
     """What a route may set for itself."""
 
-    upstream: Upstream | None = setting(
-        None, upstream_url, "The service: http://, https:// or unix:///path.sock.", flag=True
+    upstream: tuple[Upstream, ...] | None = setting(
+        None, upstreams, "The service: http://, https:// or unix:///path.sock; or several addresses of it.", flag=True
     )
+    upstream_keepalive: int = setting(
+        32, count_or_none, "Idle connections kept to each address of the service; 0: none is used twice."
+    )
+    strip_prefix: str = setting("", path_prefix, "What is taken off the path before the service is asked.")
+    upstream_ca: str = setting("", file_name, "A file of the certificates that https:// is verified by.")
+    upstream_certificate: str = setting("", file_name, "A file with the certificate that https:// is shown.")
+    upstream_key: str = setting("", file_name, "The key to it, where the same file does not hold it.")
+    upstream_verify: bool = setting(
+        True,  # noqa: FBT003
+        boolean,
+        "Whether the certificate of an https:// service is verified. Without, anyone can be it.",
+    )
+    authorize: str = setting(
+        "", path, "A path of the service that is asked, with the client's headers, before it is sent what is held."
+    )
+    authorize_ttl: float = setting(0.0, seconds, "Seconds for which a yes to that is taken for the next one's.")
     mode: str = setting(
         "private", one_of("private", "shared"), "Whether GETs with the same key share one upstream connection."
     )
@@ -356,10 +434,16 @@ class Settings(StreamSettings):
         0.0, seconds, "Seconds between a failing /readyz and the drain, where someone has to see it fail first."
     )
     drain_timeout: float = setting(10.0, positive_seconds, "Seconds that streams may run on after SIGTERM.")
-    trust_forwarded: bool = setting(
-        False,  # noqa: FBT003
-        boolean,
-        "Whether the client's own Forwarded and X-Forwarded-* headers are kept.",
+    header_timeout: float = setting(10.0, positive_seconds, "Seconds for the head of a request to be whole.")
+    body_timeout: float = setting(60.0, positive_seconds, "Seconds without a byte of a request's body.")
+    tls_certificate: tuple[str, ...] = setting(
+        (), files, "Files with the certificates, and their chains, that clients are shown; chosen by name.", flag=True
+    )
+    tls_key: tuple[str, ...] = setting(
+        (), files, "Files with the keys to them, in the same order, where those do not hold them.", flag=True
+    )
+    trust_forwarded: tuple[Network, ...] = setting(
+        (), networks, "Networks whose Forwarded and X-Forwarded-* headers are kept; true for all."
     )
     access_log: bool = setting(
         False,  # noqa: FBT003
@@ -486,7 +570,7 @@ def _check(settings: Settings) -> None:
     """Contradictions: values that are good alone and not together."""
     for route in settings.routes:
         own, where = route.settings, "" if route.name == "default" else f"[route {route.name}] "
-        if own.upstream is None:
+        if own.upstream is None and (where or len(settings.routes) == 1):
             raise ConfigError(
                 f"{where}upstream",
                 None,

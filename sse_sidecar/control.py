@@ -37,7 +37,7 @@ class Control:
 
     def handle(self, client: Client) -> None:
         """Answers; a problem document too, as that bears the CORS fields here."""
-        cors = self._cors(client)
+        cors = self.cors(client)
         if client.method == "OPTIONS":
             client.respond(204, [headers.NO_STORE, *cors])
             return
@@ -48,9 +48,9 @@ class Control:
             else:
                 self._answer(client, self._find(client), cors)
         except NotAllowed as error:
-            client.problem(error, (b"Allow", b"GET, HEAD" if is_script else b"GET, HEAD, DELETE"), *cors)
+            client.problem(error, (b"Allow", b"GET, HEAD" if is_script else b"GET, HEAD, DELETE"))
         except AnswerError as error:
-            client.problem(error, *cors)
+            client.problem(error)
 
     def _answer(self, client: Client, stream: Stream, cors: list[Field]) -> None:
         if client.method in ("GET", "HEAD"):
@@ -75,7 +75,7 @@ class Control:
             raise NotFound
         return stream
 
-    def _cors(self, client: Client) -> list[Field]:
+    def cors(self, client: Client) -> list[Field]:
         """By an exact list: these paths are the sidecar's, and no upstream says who may use them."""
         origin = headers.get(client.headers, b"origin")
         if origin is None or origin not in self._origins:

@@ -146,7 +146,7 @@ class Demo:
             await runner.cleanup()
 
     async def _serve(self, app: web.Application, host: str) -> Address:
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         self._runners.append(runner)
         await runner.setup()
         site = web.TCPSite(runner, host, 0)

@@ -5,9 +5,11 @@
     └── AnswerError            has a status and a title: answered as a problem document (RFC 9457)
         ├── RequestError       the client
         │   ├── BadRequest     400: no valid HTTP
+        │   │   └── RequestTimeout 408: the rest of a head or a body did not come
         │   ├── HeadersTooLarge 431
         │   ├── Overloaded     503: shutting down; its OverLimit names a setting
         │   ├── KeyReused      422: an Idempotency-Key with another body
+        │   ├── NoRoute        404: no service behind this host, path and method
         │   ├── NotFound, NotYours, NotAllowed: on the sidecar's own paths
         │   ├── StreamGone     410: what was asked to be resumed cannot be, and must not be repeated
         │   └── NotSupported   501: CONNECT
@@ -15,7 +17,8 @@
             ├── Unreachable    502: refused, no route, TLS failed, name unknown
             ├── BadResponse    502: speaks no HTTP, or broke it
             ├── OriginLost     502: closed or reset before its answer, or within it
-            │   └── ClientLeft      because its client left before the request was whole
+            │   ├── ClientLeft      because its client left before the request was whole
+            │   └── Stale           a kept connection, before a byte of the answer
             ├── ConnectTimeout 504
             └── ResponseTimeout 504: connected, but no status line came
 
@@ -68,6 +71,12 @@ class BadRequest(RequestError):
     detail = "The request is not valid HTTP/1.1."
 
 
+class RequestTimeout(BadRequest):
+    status = 408
+    title = "Request Timeout"
+    detail = "The request did not come in time."
+
+
 class HeadersTooLarge(RequestError):
     status = 431
     title = "Request Header Fields Too Large"
@@ -87,6 +96,12 @@ class KeyReused(RequestError):
     status = 422
     title = "Idempotency-Key reused"
     detail = "A request with this Idempotency-Key and another body has been made. Use a new key for a new request."
+
+
+class NoRoute(RequestError):
+    status = 404
+    title = "Not Found"
+    detail = "This proxy has no service for this host, path and method."
 
 
 class NotFound(RequestError):
@@ -152,6 +167,10 @@ class BadResponse(OriginError):
 
 class OriginLost(OriginError):
     detail = "The upstream closed the connection before its answer was complete."
+
+
+class Stale(OriginLost):
+    """A kept connection had been given up before the request was sent on it."""
 
 
 class ClientLeft(OriginLost):

@@ -7,9 +7,10 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sse_sidecar import answer, asking, headers, passthrough, wire
+from sse_sidecar import answer, asking, headers, passthrough, tunnel, wire
 from sse_sidecar.answer import Answers
 from sse_sidecar.asked import Reading
+from sse_sidecar.authorizing import Authorizer
 from sse_sidecar.clock import spawn
 from sse_sidecar.control import Control
 from sse_sidecar.downstream import ClientClass
@@ -22,6 +23,7 @@ from sse_sidecar.errors import (
     OriginError,
     OriginLost,
     OverLimit,
+    Stale,
     StreamGone,
 )
 from sse_sidecar.history import Found
@@ -29,6 +31,7 @@ from sse_sidecar.logs import facts
 from sse_sidecar.opening import Opener, Refusal, is_same_body
 from sse_sidecar.origin import Origin
 from sse_sidecar.streams import State, Stream
+from sse_sidecar.tls import client_context
 from sse_sidecar.turns import Turns
 
 if TYPE_CHECKING:
@@ -57,26 +60,54 @@ class Front:
     """Answers requests."""
 
     def __init__(self, settings: Settings, streams: Streams, clock: Clock, metrics: Metrics, *, secret: bytes) -> None:
-        self._settings = settings
         self._streams = streams
         self._clock = clock
-        self._reading = Reading(settings, metrics, secret=secret, origin_of=self._origin)
-        self._control = Control(settings, streams, self._reading)
+        self._origins: dict[int, Origin] = {}
+        self._reading = Reading(settings, metrics, secret=secret, origin_of=lambda route: self._origins[id(route)])
+        self.reload(settings)
+        self._authorizer = Authorizer(clock, secret=secret)
         self._opener = Opener(streams, self._reading, clock)
         self._turns = Turns()
         self.answers = Answers(streams, self._opener, clock, self._turns)
-        self._origins: dict[str, Origin] = {}
         self.draining = False
         self._unanswered = 0
         self.idle = asyncio.Event()
         """Set while no request is being answered."""
         self.idle.set()
 
+    def reload(self, settings: Settings) -> None:
+        """From now on requests are answered by these settings; streams keep those that they were opened with.
+
+        Raises ConfigError, and changes nothing then.
+        """
+        origins = {id(route): self._make_origin(route) for route in settings.routes}
+        self.close()
+        self._settings, self._reading.settings, self._origins = settings, settings, origins
+        self._control = Control(settings, self._streams, self._reading)
+
+    def close(self) -> None:
+        """Lets go of connections that no request uses."""
+        for origin in self._origins.values():
+            origin.close()
+
+    def _make_origin(self, route: Route) -> Origin:
+        own = route.settings
+        upstreams = own.upstream or ()
+        return Origin(
+            upstreams,
+            self._clock,
+            connect_timeout=own.connect_timeout,
+            response_timeout=own.response_timeout,
+            keepalive=own.upstream_keepalive,
+            tls=client_context(own) if any(upstream.tls for upstream in upstreams) else None,
+        )
+
     async def handle(self, client: Client) -> None:
         """Answers one request. Raises an AnswerError where the answer is a problem document."""
         await self._turns.take()
         if client.method == "CONNECT":
             raise NotSupported
+        client.cors = self._control.cors(client)
         if self._control.owns(client):
             self._control.handle(client)
             return
@@ -99,15 +130,6 @@ class Front:
             if not self._unanswered:
                 self.idle.set()
 
-    def _origin(self, route: Route) -> Origin:
-        if route.name not in self._origins:
-            own = route.settings
-            assert own.upstream is not None  # noqa: S101 - checked when the settings were loaded
-            self._origins[route.name] = Origin(
-                own.upstream, self._clock, connect_timeout=own.connect_timeout, response_timeout=own.response_timeout
-            )
-        return self._origins[route.name]
-
     async def _answer_or_put_off(self, asked: Asked) -> None:
         try:
             await self._answer(asked)
@@ -123,6 +145,8 @@ class Front:
             await self._start(asked)
             return
         found = self._find(asked, asked.token)
+        if found is not None and asked.settings.authorize:
+            found = self._find(asked, asked.token) if await self._authorizer.allows(asked) else None
         if found is not None:
             await self._resume(asked, *found)
         elif not asked.token.repeatable:
@@ -134,8 +158,10 @@ class Front:
             await self._ask_upstream(asked, status="new" if asked.token.upstream_id else "reset")
 
     async def _start(self, asked: Asked) -> None:
-        taken_over = self._streams.named(asked.standalone_key) if asked.standalone_key else None
-        if taken_over is not None and not taken_over.ended and not taken_over.readers:
+        taken_over = self._left_behind(asked)
+        if taken_over is not None and asked.settings.authorize:
+            taken_over = self._left_behind(asked) if await self._authorizer.allows(asked) else None
+        if taken_over is not None:
             # The upstream would refuse a second GET of this session while the first is kept open for it.
             at = taken_over.log.find(taken_over.written)
             await self._deliver(asked, taken_over, at, "resumed", back_after=taken_over.written)
@@ -145,6 +171,11 @@ class Front:
             await self._keyed(asked, asked.idempotency_key)
         else:
             await self._ask_upstream(asked)
+
+    def _left_behind(self, asked: Asked) -> Stream | None:
+        """The stream of an MCP session that its next standalone GET goes on with."""
+        stream = self._streams.named(asked.standalone_key) if asked.standalone_key else None
+        return None if stream is None or stream.ended or stream.readers else stream
 
     # With a token
 
@@ -195,9 +226,17 @@ class Front:
 
     async def _ask_upstream(self, asked: Asked, *, status: str = "new") -> None:
         """Sends the request upstream, and opens a stream or passes through what comes."""
-        client = asked.client
         self._admit_asking(asked)
-        exchange = await asked.ask.resuming(asked.upstream_id).send()
+        try:
+            await self._ask_over(asked, status, kept=asked.may_be_repeated)
+        except Stale:
+            await self._ask_over(asked, status, kept=False)
+
+    async def _ask_over(self, asked: Asked, status: str, *, kept: bool) -> None:
+        """The same, over a connection that was `kept` or another. Raises Stale."""
+        client = asked.client
+        exchange = await asked.ask.resuming(asked.upstream_id).send(kept=kept)
+        exchange.on_interim = lambda head: client.interim(head.status, headers.end_to_end(head.headers))
         uploading = spawn(passthrough.upload(client, exchange), name="upload") if client.has_body else None
         kept = False
         try:
@@ -224,13 +263,19 @@ class Front:
 
     async def _relay(self, asked: Asked, arrived: Arrived) -> None:
         _count_passthrough(asked, arrived.head.status)
-        await passthrough.relay(asked.client, arrived.exchange, arrived.head)
+        relay = tunnel.relay if arrived.head.status == 101 else passthrough.relay
+        await relay(asked.client, arrived.exchange, arrived.head)
 
     # Without one, together
 
     async def _share(self, asked: Asked) -> None:
         """Joins the live stream of a shared route, or opens it for all who come meanwhile."""
         stream = self._streams.named(asked.key)
+        if stream is not None and not stream.ended and asked.settings.authorize:
+            if not await self._authorizer.allows(asked):
+                await self._ask_upstream(asked)
+                return
+            stream = self._streams.named(asked.key)
         if stream is not None and not stream.ended:
             at = stream.log.last if asked.settings.join == "live" else 0
             await self._deliver(asked, stream, stream.log.find(at), _joined(asked, stream))
@@ -240,7 +285,7 @@ class Front:
     async def _keyed(self, asked: Asked, key: bytes) -> None:
         """A POST that says which it is: the second one gets the stream of the first."""
         stream = self._streams.named(key)
-        if stream is not None:
+        if stream is not None and await self._authorizer.allows(asked):
             await self._repeat(asked, stream)
         else:
             await self._ask_together(asked, key)
@@ -330,7 +375,7 @@ def _errors_counted(asked: Asked) -> Iterator[None]:
     """Counts what the client is answered with where it is not answered with what it asked for."""
     try:
         yield
-    except (ClientLeft, ConnectionError):
+    except (ClientLeft, OSError):
         raise
     except StreamGone:
         _count(asked, "gone")

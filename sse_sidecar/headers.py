@@ -105,33 +105,56 @@ def end_to_end(headers: Headers) -> list[Field]:
     return without(headers, HOP_BY_HOP.union(listed(headers, b"connection")))
 
 
+def is_upgrade(headers: Headers) -> bool:
+    """Whether a WebSocket is asked for (RFC 6455, section 4.1).
+
+    No other upgrade crosses: over h2c a client could speak past what is checked here.
+    """
+    return b"upgrade" in listed(headers, b"connection") and listed(headers, b"upgrade") == [b"websocket"]
+
+
+def upgrade(headers: Headers) -> list[Field]:
+    """The fields that ask for an upgrade, or grant it."""
+    return [(b"Connection", b"Upgrade"), *((name, value) for name, value in headers if name.lower() == b"upgrade")]
+
+
 class Hop(NamedTuple):
     """Where a request came from, for the fields that tell the upstream."""
 
     client: bytes
     scheme: bytes
     host: bytes
-    trust_forwarded: bool = False
+    trusted: bool = False
+    """Whether what it says of those before it is kept."""
 
 
-def to_upstream(headers: Headers, hop: Hop, host: bytes) -> list[Field]:
+def to_upstream(headers: Headers, hop: Hop, host: bytes | None) -> list[Field]:
     """A request's fields as the upstream gets them, `Host` first, without those that frame the body.
 
-    `Expect` is taken off: the client is told to continue by the sidecar, when its body is first read.
+    Without a `host` the field is for the caller to set. `Expect` is taken off: the client is told to continue by the
+    sidecar, when its body is first read.
     """
     asks_stream = accepts_event_stream(headers)
     drop = {b"host", b"expect", b"content-length", b"via"} | FORWARDED
     if asks_stream:
         # A compressed stream would have to be decoded here, and gzip without flushes delays events.
         drop.add(b"accept-encoding")
-    fields = [(b"Host", host), *without(end_to_end(headers), drop)]
+    kept = [field for field in without(end_to_end(headers), drop) if not _is_disguised(field[0])]
+    fields = [*([] if host is None else [(b"Host", host)]), *kept]
+    if is_upgrade(headers):
+        fields += upgrade(headers)
     if asks_stream:
         fields.append((b"Accept-Encoding", b"identity"))
     return [*fields, *_forwarded(headers, hop)]
 
 
+def _is_disguised(name: bytes) -> bool:
+    """Whether it is what a CGI or WSGI application, which sees `_` for `-`, takes for a field that is set here."""
+    return b"_" in name and name.lower().replace(b"_", b"-") in FORWARDED
+
+
 def _forwarded(headers: Headers, hop: Hop) -> list[Field]:
-    trusted = [field for field in headers if field[0].lower() in FORWARDED and hop.trust_forwarded]
+    trusted = [field for field in headers if field[0].lower() in FORWARDED and hop.trusted]
     chain = [*get_all(trusted, b"x-forwarded-for"), hop.client]
     via = [*get_all(headers, b"via"), b"1.1 sse-sidecar"]
     fields = [

@@ -56,6 +56,10 @@ def _shown(value: object) -> str:
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
+def set_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
+
+
 def to_stderr(level: str, form: str) -> None:
     """Sends the log lines of `level` and above to standard error, in the `text` or `json` form."""
     handler = logging.StreamHandler()

@@ -166,7 +166,7 @@ class RouteMetrics:
         self.resumes = _from_zero(_RESUMES)
         self.errors = _from_zero(_ERRORS)
         self.evictions = _from_zero(_EVICTIONS)
-        self.connects = _from_zero("ok Unreachable ConnectTimeout")
+        self.connects = _from_zero("ok kept Unreachable ConnectTimeout")
         self.passthrough: Counter[str] = Counter()
         self.reconnects = Histogram(_RECONNECT_MS)
         self.replays = Histogram(_REPLAY_EVENTS)
@@ -176,6 +176,9 @@ class RouteMetrics:
         """Clients were sent a signal, or an answer that is an error."""
         self.errors[code] += times
         self._mishaps.add(self.name, code, stream, times)
+
+    def connected(self, result: str) -> None:
+        self.connects[result] += 1
 
     def stalled(self, stream: str) -> None:
         self.stalls += 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sse_sidecar.asking import Arrived
     from sse_sidecar.clock import Clock
     from sse_sidecar.downstream import Client
-    from sse_sidecar.origin import Exchange, Head
+    from sse_sidecar.exchange import Exchange, Head
     from sse_sidecar.streams import Streams
 
 log = logging.getLogger(__name__)

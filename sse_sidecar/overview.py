@@ -46,7 +46,7 @@ class Overview:
         wall: Callable[[], float],
         ready: Callable[[], bool],
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._streams = streams
         self._metrics = metrics
         self._clock = clock
@@ -70,8 +70,8 @@ class Overview:
             "version": __version__,
             "started": self._started,
             "ready": self._ready(),
-            "limits": {"streams": self._settings.max_streams, "readers": self._settings.max_readers},
-            "memory": {"held": self._streams.memory, "limit": self._settings.max_memory},
+            "limits": {"streams": self.settings.max_streams, "readers": self.settings.max_readers},
+            "memory": {"held": self._streams.memory, "limit": self.settings.max_memory},
             **_totals(routes),
             "routes": [_of_route(counts) for counts in routes],
             "lagging": self._lagging(),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sse_sidecar.downstream import Client
-    from sse_sidecar.origin import Exchange, Head
+    from sse_sidecar.exchange import Exchange, Head
 
 
 async def upload(client: Client, exchange: Exchange, *, on_part: Callable[[bytes], object] = lambda _: None) -> bool:
@@ -31,17 +31,18 @@ async def upload(client: Client, exchange: Exchange, *, on_part: Callable[[bytes
     except BadRequest as error:
         exchange.abandon(error)
         return False
-    except ConnectionError:
+    except OSError:  # of the connection, or of TLS
         exchange.abandon(ClientLeft("the client left before its request was whole"))
         return False
     if chunked:
         exchange.send(b"0\r\n\r\n")
+    exchange.request_ended()
     return True
 
 
 async def drop_body(client: Client) -> None:
     """Reads a request's body to its end, for nothing."""
-    with suppress(BadRequest, ConnectionError):
+    with suppress(BadRequest, OSError):
         async for _ in client.body():
             pass
 

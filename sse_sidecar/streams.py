@@ -541,7 +541,7 @@ class Streams:
     def __init__(self, clock: Clock, metrics: Metrics, *, max_memory: int) -> None:
         self.clock = clock
         self.metrics = metrics
-        self._max_memory = max_memory
+        self.max_memory = max_memory
         self._by_id: dict[str, Stream] = {}
         self._active: dict[str, Stream] = {}
         """Those with an upstream or a reader, in the order in which they became so."""
@@ -598,7 +598,7 @@ class Streams:
 
     def make_room(self, growing: Stream) -> None:
         """Lets go of something where all together hold too much."""
-        if self.usage.size > self._max_memory:
+        if self.usage.size > self.max_memory:
             self._evict(growing)
 
     def close(self) -> None:
@@ -672,15 +672,15 @@ class Streams:
         """
         self._evict_kind(_Kind.FINISHED)
         self._evict_kind(_Kind.DORMANT)
-        if self.memory > self._max_memory:
+        if self.memory > self.max_memory:
             self._release()
         self._cut_slowest()
         self._evict_kind(_Kind.TOMBSTONE)
-        if self.memory > self._max_memory and growing.producer:
+        if self.memory > self.max_memory and growing.producer:
             growing.producer.overflow()
 
     def _evict_kind(self, kind: _Kind) -> None:
-        while self.memory > self._max_memory and (stream := self._oldest(kind)):
+        while self.memory > self.max_memory and (stream := self._oldest(kind)):
             stream.counts.evictions[kind.value] += 1
             self._evict_shelved(stream, kind)
 
@@ -701,14 +701,14 @@ class Streams:
     def _release(self) -> None:
         """Takes from the largest first, and a tenth more than needed, so that the next event does not ask again."""
         for stream in sorted(self, key=lambda stream: stream.log.size, reverse=True):
-            excess = self.memory - self._max_memory * 0.9
+            excess = self.memory - self.max_memory * 0.9
             if excess <= 0:
                 return
             stream.release(excess)
             stream.counts.evictions["passed"] += 1
 
     def _cut_slowest(self) -> None:
-        while self.memory > self._max_memory:
+        while self.memory > self.max_memory:
             stream = max(self, key=lambda stream: stream.lag, default=None)
             if stream is None or not stream.lag:
                 return

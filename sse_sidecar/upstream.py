@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sse_sidecar.clock import Clock, Timer
     from sse_sidecar.decoding import Decoder
     from sse_sidecar.errors import AnswerError
-    from sse_sidecar.origin import Exchange
+    from sse_sidecar.exchange import Exchange
     from sse_sidecar.streams import Stream
     from sse_sidecar.unread import Unread
 

@@ -347,7 +347,8 @@ class Upstream:
 
 async def start_sidecar(upstream: str, clock: ManualClock | None = None, **settings: Any) -> Sidecar:
     """A sidecar on ports of its own. Settings are given as in the TOML file."""
-    values = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "upstream": upstream}
+    # The scripted upstream takes one request on each connection, so that a test sees the end of each.
+    values = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "upstream": upstream, "upstream_keepalive": 0}
     routes = settings.pop("route", None)
     stopwatch = settings.pop("stopwatch", time.perf_counter)
     loaded = load({**values, **settings}, tables=routes)

@@ -16,7 +16,7 @@ from sse_sidecar.downstream import MAX_LINE
 from sse_sidecar.streams import Stream
 from tests.conftest import Ask, Connect, OpenStream, StartSidecar, with_settings
 from tests.harness import EVENT_SOURCE, Asked, ManualClock, Response, Upstream, chunk, port_of, request, until
-from tests.test_origin import full_backlog
+from tests.test_exchange import full_backlog
 
 # An upstream that cannot be had. Each of these makes a request fail, and gives the status that says how.
 
@@ -39,12 +39,12 @@ async def refusing(start: StartSidecar, upstream: Upstream) -> Failing:
 @pytest.fixture
 async def not_accepting(start: StartSidecar, clock: ManualClock) -> AsyncIterator[Failing]:
     async with full_backlog() as port:
-        sidecar = await start(upstream=f"http://127.0.0.1:{port}")
+        sidecar = await start(upstream=f"http://127.0.0.1:{port}", connect_timeout=7)
 
         async def failing(headers: dict[str, str]) -> Response:
             asking = asyncio.ensure_future(request(port_of(sidecar), "/", headers=headers))
-            await until(lambda: clock.pending)
-            clock.advance(10)
+            await until(lambda: clock.next_in <= 7)
+            clock.advance(7)
             return await asking
 
         yield failing

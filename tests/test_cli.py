@@ -327,6 +327,56 @@ async def test_a_client_that_reads_nothing_does_not_keep_the_process(serve: Serv
     assert "Traceback" not in running.log
 
 
+# Settings that are read again
+
+
+async def test_sighup_reads_the_file_again_and_drops_no_stream(
+    serve: Serve, upstream: Upstream, tmp_path: Path
+) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text("heartbeat = 1000")
+    running = await serve("--config", str(file))
+    asking = asyncio.ensure_future(request(running.port, "/", method="POST"))
+    asked = await upstream.asked()
+    await asked.begin()
+    response = await asking
+    file.write_text('heartbeat = 1000\n[[route]]\npath = "/b"\nstrip_prefix = "/b"')
+    running.send(signal.SIGHUP)
+    await running.logged("settings reloaded")
+    await asked.stream(b"data: 1\n\n")
+    await response.read_until(b"data: 1")
+    asking = asyncio.ensure_future(request(running.port, "/b"))
+    stripped = await upstream.asked()
+    await stripped.respond("200 OK")
+    (await asking).close()
+    response.close()
+
+    assert "/" == stripped.target
+
+
+async def test_settings_that_cannot_be_used_are_refused_out_loud_and_all_stays_as_it_was(
+    serve: Serve, upstream: Upstream, tmp_path: Path
+) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text("")
+    running = await serve("--config", str(file))
+    for content, told in (
+        ("heartbeat = 0", "heartbeat = 0"),
+        ("what is this", "config = "),
+        ("linger = -1", "linger = -1"),
+    ):
+        file.write_text(content)
+        running.send(signal.SIGHUP)
+        await running.logged(f"settings not reloaded, all stays as it was: {told}")
+    asking = asyncio.ensure_future(request(running.port, "/"))
+    await (await upstream.asked()).respond("200 OK")
+    (await asking).close()
+    running.send(signal.SIGTERM)
+
+    assert 0 == await running.ended()
+    assert "Traceback" not in running.log
+
+
 # The log
 
 

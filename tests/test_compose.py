@@ -33,7 +33,7 @@ def test_the_image_is_built_from_here_and_its_health_check_is_kept() -> None:
 
 def test_its_variables_are_settings_that_can_be_used() -> None:
     assert [] == [name for name in SIDECAR["environment"] if not name.startswith("SSE_SIDECAR_")]
-    assert config.Upstream("app", 8000) == settings().upstream
+    assert (config.Upstream("app", 8000),) == settings().upstream
 
 
 def test_only_the_sidecar_is_published_and_only_to_the_host() -> None:

@@ -56,7 +56,7 @@ def taken(parse: Callable[[Any], Any], value: object) -> object:
 
 def test_the_defaults_are_those_that_are_documented() -> None:
     found = load(FLAGS)
-    assert (Upstream("127.0.0.1", 8000), Address("127.0.0.1", 8080)) == (found.upstream, found.listen)
+    assert ((Upstream("127.0.0.1", 8000),), Address("127.0.0.1", 8080)) == (found.upstream, found.listen)
     assert Address("127.0.0.1", 9464) == found.admin_listen
     assert (10, 30, 30, 3600) == (found.heartbeat, found.stall_timeout, found.linger, found.history_ttl)
     assert (512 << 20, 64 << 20, 16 << 20) == (found.max_memory, found.max_stream_bytes, found.max_event_bytes)
@@ -68,7 +68,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         found.finish_timeout,
     )
     assert (10, 10, 0) == (found.slow_reader_timeout, found.drain_timeout, found.drain_delay)
-    assert ("memory", "text", "info", False) == (found.store, found.log_format, found.log_level, found.trust_forwarded)
+    assert ("memory", "text", "info", ()) == (found.store, found.log_format, found.log_level, found.trust_forwarded)
     assert ("auto", "auto", "auto") == (found.on_disconnect, found.dialect, found.host_header)
     assert ("private", None, "live", "own") == (found.mode, found.key_headers, found.join, found.ids)
     assert ("auto", "wait", 1000, 0) == (found.reconnect, found.on_stall, found.max_unread, found.max_connection_age)
@@ -128,7 +128,15 @@ def test_every_setting_can_be_given_in_the_environment_and_the_file(name: str, w
         "log_format": "json",
         "log_level": "debug",
         "store": "memory",
-        "trust_forwarded": "true",
+        "trust_forwarded": "10.0.0.0/8, fd00::/8",
+        "strip_prefix": "/api",
+        "authorize": "/me",
+        "upstream_ca": __file__,
+        "upstream_certificate": __file__,
+        "upstream_key": __file__,
+        "upstream_verify": "false",
+        "tls_certificate": __file__,
+        "tls_key": __file__,
         "access_log": "true",
         "max_memory": "2GiB",
         "max_stream_bytes": "33MiB",
@@ -731,8 +739,8 @@ def test_a_route_overrides_what_it_sets_and_takes_the_rest_from_all(routed: Sett
     chat, models, feed, default = routed.routes
     assert [1.0, 5.0, 5.0, 5.0] == [route.settings.linger for route in routed.routes]
     assert [10.0, 2.0, 10.0, 10.0] == [route.settings.heartbeat for route in routed.routes]
-    assert Upstream("api.example", 443, tls=True) == chat.settings.upstream
-    assert Upstream("127.0.0.1", 8000) == models.settings.upstream
+    assert (Upstream("api.example", 443, tls=True),) == chat.settings.upstream
+    assert (Upstream("127.0.0.1", 8000),) == models.settings.upstream
     assert ("x-user",) == feed.settings.bind
     assert StreamSettings().bind == default.settings.bind
 
@@ -752,4 +760,4 @@ def test_the_routes_of_a_caller_come_before_those_of_the_file(written: Written) 
 
 def test_without_routes_there_is_one_for_everything() -> None:
     [only] = load(FLAGS | {"linger": "7"}).routes
-    assert ("default", 7.0, Upstream("127.0.0.1", 8000)) == (only.name, only.settings.linger, only.settings.upstream)
+    assert ("default", 7.0, (Upstream("127.0.0.1", 8000),)) == (only.name, only.settings.linger, only.settings.upstream)

@@ -8,7 +8,7 @@ from sse_sidecar import headers
 from sse_sidecar.headers import Field, Hop
 
 HOP = Hop(client=b"10.0.0.9", scheme=b"http", host=b"app.example")
-TRUSTING = HOP._replace(trust_forwarded=True)
+TRUSTING = HOP._replace(trusted=True)
 STREAM_ID = "g" + 22 * "A"
 
 

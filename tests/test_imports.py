@@ -14,11 +14,12 @@ PACKAGE = Path(sse_sidecar.__file__).parent
 
 LADDER = [
     "errors event_id headers clock assets departures logs",
-    "wire history config metrics decoding",
-    "live turns origin downstream repeats unread demo_relay health",
-    "streams asking passthrough access",
+    "wire history config metrics decoding patience",
+    "live turns exchange tls downstream repeats unread demo_relay health",
+    "streams origin passthrough tunnel access",
+    "asking",
     "delivery upstream asked overview",
-    "opening control admin",
+    "opening control admin authorizing",
     "answer",
     "front",
     "app",

@@ -17,7 +17,8 @@ import pytest
 
 from sse_sidecar import config
 from sse_sidecar.errors import AnswerError, OriginLost
-from sse_sidecar.origin import _MUCH, Exchange, Origin, request_head
+from sse_sidecar.exchange import _MUCH, Exchange, request_head
+from sse_sidecar.origin import Origin
 from tests.conftest import Ask
 from tests.harness import TIMEOUT, Asked, ManualClock, Upstream, until
 
@@ -35,7 +36,7 @@ async def opened(clock: ManualClock) -> AsyncIterator[Open]:
 
     async def opening(port: int, method: str = "GET") -> Exchange:
         to = config.Upstream("127.0.0.1", port, tls=False)
-        exchange = await Origin(to, clock, connect_timeout=10, response_timeout=30).connect()
+        exchange = await Origin([to], clock, connect_timeout=10, response_timeout=30).connect(kept=False)
         exchanges.append(exchange)
         exchange.send(request_head(method, b"/", [(b"Host", b"a")]), expects_body=method != "HEAD")
         return exchange

@@ -65,7 +65,7 @@ def test_its_variables_are_settings_that_can_be_used() -> None:
     (app_port,) = [port["containerPort"] for port in APP["ports"]]
 
     assert [] == [name for name in environment() if not name.startswith("SSE_SIDECAR_")]
-    assert config.Upstream("127.0.0.1", app_port) == upstream
+    assert (config.Upstream("127.0.0.1", app_port),) == upstream
 
 
 def test_its_ports_are_those_it_listens_on() -> None:

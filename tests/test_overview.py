@@ -150,6 +150,7 @@ async def test_what_is_over_is_not_among_the_active(open_stream: OpenStream, loo
     seen = await look()
 
     assert ([], 1) == (seen["active"], seen["streams"]["complete"])
+    assert (0, 0, 0) == (seen["unread"], seen["concurrent"], seen["readers"])
 
 
 async def test_the_last_active_streams_are_listed_the_latest_first(

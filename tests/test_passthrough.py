@@ -244,21 +244,17 @@ async def test_a_request_with_no_host_goes_to_the_upstreams_own(connect: Connect
     assert [f"127.0.0.1:{upstream.port}"] == asked.header_all("host")
 
 
-async def test_a_websocket_upgrade_is_asked_for_as_a_plain_request(exchange: Exchange) -> None:
-    """The sidecar does not switch protocols yet; the upstream must not believe that it would."""
+@pytest.mark.parametrize("token", ["h2c", "websocket, h2c", "TLS/1.0"])
+async def test_no_other_upgrade_than_to_a_websocket_is_asked_for(exchange: Exchange, token: str) -> None:
+    """Over h2c a client could speak past the proxy, and past what it checks."""
     asked, response = await exchange(
         "/",
-        headers={
-            "Connection": "Upgrade",
-            "Upgrade": "websocket",
-            "Sec-WebSocket-Key": "x",
-            "Sec-WebSocket-Version": "13",
-        },
-        answer=answer("HTTP/1.1 426 Upgrade Required", body=b"no"),
+        headers={"Connection": "Upgrade, HTTP2-Settings", "Upgrade": token, "HTTP2-Settings": "AAMAAABk"},
+        answer=answer("HTTP/1.1 200 OK", body=b"no"),
     )
 
-    assert (None, None) == (asked.header("upgrade"), asked.header("connection"))
-    assert (426, b"no") == (response.status, response.body)
+    assert (None, None, None) == (asked.header("upgrade"), asked.header("connection"), asked.header("http2-settings"))
+    assert (200, b"no") == (response.status, response.body)
 
 
 # Request bodies
@@ -456,13 +452,31 @@ async def test_a_client_that_expects_100_is_told_to_continue_and_the_upstream_is
     assert 200 == final.status
 
 
-async def test_interim_answers_of_the_upstream_are_passed_over(exchange: Exchange) -> None:
-    _, response = await exchange(
-        "/", answer=b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK
-    )
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\nX: y\r\n\r\n"
 
-    assert (200, b"hi") == (response.status, response.body)
-    assert None is response.header("link")
+
+async def test_early_hints_cross_and_a_100_that_no_client_waits_for_does_not(
+    connect: Connect, upstream: Upstream
+) -> None:
+    client = await connect()
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    asked = await upstream.asked()
+    await asked.send(INTERIM)
+    hints = await client.reader.readuntil(b"\r\n\r\n")
+    await asked.send(OK)
+    await client.read_head()
+
+    assert b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" == hints
+    assert (200, None) == (client.status, client.header("link"))
+
+
+async def test_an_http_10_client_gets_no_interim_answer(connect: Connect, upstream: Upstream) -> None:
+    client = await connect()
+    await client.send(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+    await (await upstream.asked()).send(INTERIM + OK)
+    await client.read_head()
+
+    assert 200 == client.status
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["the upstream waits", "the upstream closes"])
@@ -760,7 +774,7 @@ async def test_a_connection_serves_one_request_after_the_other(connect: Connect,
 
 
 async def test_the_upstream_has_a_connection_for_each_request(exchange: Exchange) -> None:
-    """One that is used again may be closed under the request, which must not be repeated."""
+    """Where none is kept; see test_origin for those that are."""
     one, _ = await exchange("/1")
     two, _ = await exchange("/2")
 

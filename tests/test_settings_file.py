@@ -47,5 +47,5 @@ def test_its_examples_of_routes_can_be_used(tmp_path: Path) -> None:
 
     assert ("chat", ("POST",), 1200) == (chat.name, chat.methods, chat.settings.finish_timeout)
     assert ("ticker", "shared", ()) == (ticker.name, ticker.settings.mode, ticker.settings.key_headers)
-    assert Upstream("localhost", 80, socket="/run/ticker.sock") == ticker.settings.upstream
+    assert (Upstream("localhost", 80, socket="/run/ticker.sock"),) == ticker.settings.upstream
     assert load(file=FILE).routes == (default,)

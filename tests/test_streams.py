@@ -18,8 +18,8 @@ from sse_sidecar.app import Sidecar
 from sse_sidecar.config import StreamSettings
 from sse_sidecar.delivery import Reader
 from sse_sidecar.downstream import Client
+from sse_sidecar.exchange import Exchange
 from sse_sidecar.metrics import Metrics
-from sse_sidecar.origin import Exchange
 from sse_sidecar.streams import Opening, State, Stream, Streams
 from sse_sidecar.upstream import Producer
 from tests.conftest import Ask, OpenStream, with_settings
@@ -202,7 +202,7 @@ def test_nothing_is_scanned(clock: ManualClock) -> None:
         gone = [len(table.streams)]
         expire = steps(lambda: table.clock.advance(TTL - 2))
         gone.append(len(table.streams))
-        table.streams._max_memory = table.streams.memory
+        table.streams.max_memory = table.streams.memory
         evict = steps(lambda: table.grow(live, 1))
         gone.append(len(table.streams))
         assert [number + 2, number + 1, number] == gone
