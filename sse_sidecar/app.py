@@ -19,6 +19,7 @@ from sse_sidecar.downstream import Server
 from sse_sidecar.errors import ConfigError
 from sse_sidecar.front import Front
 from sse_sidecar.metrics import Metrics
+from sse_sidecar.origin import probe
 from sse_sidecar.overview import Overview
 from sse_sidecar.streams import Streams
 from sse_sidecar.tls import Certificates
@@ -193,6 +194,7 @@ def _bind(key: str, address: Address, user_timeout: float = 0.0) -> socket.socke
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout * 1000))
+        probe(sock)
         sock.bind(where)
     except OSError as error:
         sock.close()

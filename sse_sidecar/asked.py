@@ -198,6 +198,8 @@ class Reading:
     def _fields(self, client: Client, fields: Headers, host: bytes | None) -> list[headers.Field]:
         trusted = _is_in(client.address, self.settings.trust_forwarded)
         hop = headers.Hop(client.address.encode(), client.scheme.encode(), client.host, trusted)
+        if not client.http11:  # it knows no upgrade (RFC 9110, section 7.8)
+            fields = headers.without(fields, {b"upgrade"})
         return [*headers.to_upstream(fields, hop, host), *_framing(client)]
 
 

@@ -432,6 +432,8 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         if self.ssl_context:  # over TLS uvloop would hold 512 KiB of a client that reads nothing
             cast("asyncio.WriteTransport", transport).set_write_buffer_limits(_WRITE_BUFFER)
+            # While reading is paused, it takes up to 256 KiB more, and drops it where the peer then leaves.
+            transport.set_read_buffer_limits(high=1)  # type: ignore[attr-defined]
         self._server.reading_heads.begin(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -232,6 +232,8 @@ class Exchange(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         if transport.get_extra_info("sslcontext"):  # over TLS uvloop would take 512 KiB of an upload at once
             self._transport.set_write_buffer_limits(_WRITE_BUFFER)
+            # While reading is paused, uvloop takes up to 256 KiB more, and drops it where the peer then leaves.
+            self._transport.set_read_buffer_limits(high=1)  # type: ignore[attr-defined]
         self._parser = httptools.HttpResponseParser(self)
         # Servers whose lines end with a bare LF exist, and this is no request that someone could smuggle.
         self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_data_after_close=True)
@@ -266,10 +268,12 @@ class Exchange(asyncio.Protocol):
         self.pause()
 
     def eof_received(self) -> None:
-        self.connection_lost(None)
+        self._lost(None, whole=self._until_close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        whole = self._until_close and exc is None
+        self._lost(exc, whole=False)
+
+    def _lost(self, exc: Exception | None, *, whole: bool) -> None:
         kind = Stale if self.kept and not (self._head_bytes or self._head.done()) else OriginLost
         if kind is OriginLost:
             self._not_answered()

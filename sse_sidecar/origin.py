@@ -137,7 +137,7 @@ class _Address:
             self._fail()
             raise Unreachable(error) from error
         if exchange.transport is not None:
-            _probe(exchange.transport.get_extra_info("socket"))
+            probe(exchange.transport.get_extra_info("socket"))
         self._failed_until = 0.0
         return exchange
 
@@ -199,8 +199,11 @@ class _Idle(asyncio.Protocol):
         self._forget(self._transport)
 
 
-def _probe(sock: socket.socket | None) -> None:
-    """A host that vanished says nothing, and a quiet stream never writes: the kernel asks it now and then."""
+def probe(sock: socket.socket | None) -> None:
+    """A host that vanished says nothing, and a quiet stream never writes: the kernel asks it now and then.
+
+    Connections that a listening socket takes are asked as it says.
+    """
     if sock is None or sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

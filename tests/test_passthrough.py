@@ -244,6 +244,16 @@ async def test_a_request_with_no_host_goes_to_the_upstreams_own(connect: Connect
     assert [f"127.0.0.1:{upstream.port}"] == asked.header_all("host")
 
 
+async def test_http_10_knows_no_upgrade(connect: Connect, upstream: Upstream) -> None:
+    client = await connect()
+    await client.send(b"GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+    asked = await upstream.asked()
+    await asked.send(OK)
+    await client.read_head()
+
+    assert (None, 200) == (asked.header("upgrade"), client.status)
+
+
 @pytest.mark.parametrize("token", ["h2c", "websocket, h2c", "TLS/1.0"])
 async def test_no_other_upgrade_than_to_a_websocket_is_asked_for(exchange: Exchange, token: str) -> None:
     """Over h2c a client could speak past the proxy, and past what it checks."""

@@ -925,8 +925,9 @@ async def test_a_kept_connection_serves_many_requests_over_tls(
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
+@pytest.mark.parametrize("politely", [True, False])
 async def test_a_tunnel_loses_nothing_of_a_client_that_says_much_and_leaves(
-    start_secure: StartSecure, upstream: Upstream, authority: Authority
+    start_secure: StartSecure, upstream: Upstream, authority: Authority, *, politely: bool
 ) -> None:
     sidecar = await start_secure()
     said = bytes(range(256)) * 4096 * 8
@@ -936,8 +937,9 @@ async def test_a_tunnel_loses_nothing_of_a_client_that_says_much_and_leaves(
             secure.sendall(request_of(headers={"Connection": "Upgrade", "Upgrade": "websocket"}))
             assert SWITCHED.split(b"\r\n")[0] == secure.recv(65536).split(b"\r\n")[0]
             secure.sendall(said)
-            with contextlib.suppress(OSError):
-                secure.unwrap()
+            if politely:
+                with contextlib.suppress(OSError):
+                    secure.unwrap()
 
     speaking = asyncio.ensure_future(asyncio.to_thread(speak))
     service = await upstream.asked()
@@ -1169,21 +1171,25 @@ class Raw:
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nhello"
 
 
-async def test_a_body_that_ends_with_the_connection_is_whole(start: StartSidecar, authority: Authority) -> None:
-    service = Raw(authority.serving("localhost"), UNTIL_CLOSE, politely=True)
+@pytest.mark.parametrize("politely", [True, False])
+async def test_a_body_that_ends_with_the_connection_is_whole_only_where_tls_says_so(
+    start: StartSidecar, authority: Authority, *, politely: bool
+) -> None:
+    service = Raw(authority.serving("localhost"), UNTIL_CLOSE, politely=politely)
     serving = asyncio.ensure_future(asyncio.to_thread(service.serve))
     sidecar = await start(upstream=f"https://localhost:{service.port}", upstream_ca=str(authority.file))
     response = await answered(sidecar)
     await serving
-    assert (b"hello", True) == (response.body, response.whole)
+    assert (b"hello", politely) == (response.body, response.whole)
 
 
+@pytest.mark.parametrize("politely", [True, False])
 async def test_nothing_is_lost_of_a_service_that_ends_while_its_client_is_slow(
-    start: StartSidecar, authority: Authority
+    start: StartSidecar, authority: Authority, *, politely: bool
 ) -> None:
     body = bytes(range(256)) * 4096
     head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    service = Raw(authority.serving("localhost"), head + body, politely=True)
+    service = Raw(authority.serving("localhost"), head + body, politely=politely)
     serving = asyncio.ensure_future(asyncio.to_thread(service.serve))
     sidecar = await start(upstream=f"https://localhost:{service.port}", upstream_ca=str(authority.file))
     narrow(sidecar)

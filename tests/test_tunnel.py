@@ -240,6 +240,28 @@ async def test_who_has_said_all_still_hears_the_other(open_tunnel: OpenTunnel, s
 
 
 @both_sides
+async def test_what_is_on_its_way_arrives_although_its_sender_has_closed(
+    open_tunnel: OpenTunnel, sidecar: Sidecar, side: str
+) -> None:
+    one, other = (await open_tunnel()).of(side)
+    data = os.urandom(60_000)
+    fall_asleep(other)
+    one.writer.write(data)
+    one.writer.write_eof()
+    await until(lambda: any(end._ended for end in ends()))
+    assert held()
+    other.writer.write_eof()
+    ended = await last_words(one)
+    one.close()
+    await until(lambda: any(end.lost.done() for end in ends()))
+    wake(other)
+
+    assert (b"", "FIN") == ended
+    assert (data, "FIN") == await last_words(other)
+    await gone(sidecar)
+
+
+@both_sides
 async def test_a_reset_is_passed_on_as_one(open_tunnel: OpenTunnel, sidecar: Sidecar, side: str) -> None:
     one, other = (await open_tunnel()).of(side)
     await send(one, b"last")

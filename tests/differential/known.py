@@ -217,6 +217,12 @@ _OF_THE_DESIGN = [
         "every",
         "what may not be repeated is sent over a connection that no one can be closing; nginx keeps none",
     ),
+    Known(
+        "request content-length changed",
+        ("framing, length with zeros before",),
+        "every",
+        "with zeros before it some read a length as octal; it is written anew",
+    ),
     Known("answers 1 -> 0", ("half-closed client",), "every", "section 5 of the design: half-closing is leaving"),
     Known(
         "request accept-encoding changed",
