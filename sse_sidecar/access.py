@@ -26,7 +26,7 @@ def logged(
     """`handle`, with a log line for each request. A query may hold credentials, so only the path is in it."""
 
     async def handling(client: Client) -> None:
-        started = clock.time()
+        started, address = clock.time(), client.address  # which a connection that is closed no longer tells
         status = _LEFT
         try:
             await handle(client)
@@ -38,16 +38,16 @@ def logged(
             raise
         finally:
             if wanted():
-                _tell(client, client.status or status, clock.time() - started)
+                _tell(client, address, client.status or status, clock.time() - started)
 
     return handling
 
 
-def _tell(client: Client, status: int, seconds: float) -> None:
+def _tell(client: Client, address: str, status: int, seconds: float) -> None:
     log.info(
         "request",
         extra=facts(
-            client=client.address or None,
+            client=address or None,
             method=client.method,
             path=client.target.partition(b"?")[0].decode("utf-8", "backslashreplace"),
             status=status,

@@ -154,7 +154,7 @@ class Sidecar:
             async with deadline(self.clock, self.settings.drain_timeout):
                 await self.front.idle.wait()
         except TimeoutError:
-            log.warning("drain_timeout is over: %d streams are cut", len(self.front.answers.readers))
+            log.warning("drain_timeout is over: %d requests are cut off", self.front.unanswered)
         await self.stop()
 
     async def stop(self) -> None:

@@ -70,7 +70,8 @@ class Front:
         self._turns = Turns()
         self.answers = Answers(streams, self._opener, clock, self._turns)
         self.draining = False
-        self._unanswered = 0
+        self.unanswered = 0
+        """Requests that are being answered, streams and tunnels included."""
         self.idle = asyncio.Event()
         """Set while no request is being answered."""
         self.idle.set()
@@ -121,13 +122,13 @@ class Front:
 
     @contextmanager
     def _being_answered(self) -> Iterator[None]:
-        self._unanswered += 1
+        self.unanswered += 1
         self.idle.clear()
         try:
             yield
         finally:
-            self._unanswered -= 1
-            if not self._unanswered:
+            self.unanswered -= 1
+            if not self.unanswered:
                 self.idle.set()
 
     async def _answer_or_put_off(self, asked: Asked) -> None:

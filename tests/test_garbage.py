@@ -93,7 +93,7 @@ class World:
 
     async def gone(self) -> None:
         """Waits until no client is connected."""
-        await until(lambda: not self.sidecar.front._unanswered)
+        await until(lambda: not self.sidecar.front.unanswered)
         await until(lambda: not self.sidecar._server.connections)
 
     async def forget(self) -> None:
@@ -275,7 +275,7 @@ async def shared(world: World) -> None:
     first = asyncio.ensure_future(request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
     asked = await world.upstream.asked()
     second = asyncio.ensure_future(request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
-    await until(lambda: world.sidecar.front._unanswered == 2)
+    await until(lambda: world.sidecar.front.unanswered == 2)
     await asked.begin()
     clients = [await first, await second]
     clients.append(await request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
@@ -294,7 +294,7 @@ async def shared_and_refused(world: World) -> None:
     first = asyncio.ensure_future(request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
     asked = await world.upstream.asked()
     second = asyncio.ensure_future(request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
-    await until(lambda: world.sidecar.front._unanswered == 2)
+    await until(lambda: world.sidecar.front.unanswered == 2)
     await asked.respond("401 Unauthorized", body=b"no")
     for client in (await first, await second):
         await client.read_to_end()
@@ -334,7 +334,7 @@ async def lost_for_all_who_wait(world: World) -> None:
     first = asyncio.ensure_future(request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
     asked = await world.upstream.asked()
     second = asyncio.ensure_future(request(port_of(world.sidecar), "/shared", headers={"Host": "a"}))
-    await until(lambda: world.sidecar.front._unanswered == 2)
+    await until(lambda: world.sidecar.front.unanswered == 2)
     asked.reset()
     for client in (await first, await second):
         await client.read_to_end()

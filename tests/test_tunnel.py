@@ -100,7 +100,7 @@ async def last_words(peer: Message) -> tuple[bytes, str]:
 
 async def gone(sidecar: Sidecar) -> None:
     """Waits until no connection of a client is left, and no request."""
-    await until(lambda: not (sidecar._server.connections or sidecar.front._unanswered))
+    await until(lambda: not (sidecar._server.connections or sidecar.front.unanswered))
 
 
 def ends() -> list[tunnel._End]:
@@ -430,7 +430,7 @@ async def test_a_tunnel_in_which_nothing_is_said_is_kept(
     await send(pair.service, b"there")
 
     assert (b"still", b"there") == (await receive(pair.service, 5), await receive(pair.client, 5))
-    assert 1 == sidecar.front._unanswered
+    assert 1 == sidecar.front.unanswered
 
 
 async def begin_drain(sidecar: Sidecar, clock: ManualClock) -> asyncio.Future[None]:
@@ -470,7 +470,7 @@ async def test_a_drain_is_over_with_the_last_tunnel(
     pair.service.close()
     await draining
 
-    assert 0 == sidecar.front._unanswered
+    assert 0 == sidecar.front.unanswered
 
 
 @with_settings(drain_delay=0)

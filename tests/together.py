@@ -43,7 +43,7 @@ async def crowd(sidecar: Sidecar, connect: Connect, number: int, raw: bytes) -> 
 
 def being_answered(sidecar: Sidecar) -> int:
     """Requests that have reached the sidecar and are not over."""
-    return sidecar.front._unanswered
+    return sidecar.front.unanswered
 
 
 async def all_gone(sidecar: Sidecar) -> None:
