@@ -1367,10 +1367,10 @@ async def test_an_upstream_that_answers_too_late_is_a_problem_document_or_later(
 async def test_an_upstream_that_takes_no_connection_is_a_problem_document_or_later(
     start: StartSidecar, upstream: Upstream, clock: ManualClock, full: str, headers: dict[str, str]
 ) -> None:
-    sidecar = await start(upstream=full)
+    sidecar = await start(upstream=full, connect_timeout=7)
     asking = asyncio.ensure_future(request(port_of(sidecar), "/a", headers=headers))
-    await until(lambda: clock.next_in <= 10)
-    clock.advance(10)
+    await until(lambda: clock.next_in <= 7)
+    clock.advance(7)
     response = await asking
     await response.read_to_end()
     response.close()
