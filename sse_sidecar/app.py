@@ -15,9 +15,9 @@ from sse_sidecar.access import logged
 from sse_sidecar.admin import make_admin
 from sse_sidecar.clock import deadline, sleep
 from sse_sidecar.config import Address
-from sse_sidecar.downstream import Server
 from sse_sidecar.errors import ConfigError
 from sse_sidecar.front import Front
+from sse_sidecar.listening import Server
 from sse_sidecar.metrics import Metrics
 from sse_sidecar.origin import probe
 from sse_sidecar.overview import Overview

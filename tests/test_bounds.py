@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from sse_sidecar.app import Sidecar
-from sse_sidecar.downstream import MAX_LINE
+from sse_sidecar.listening import MAX_LINE
 from sse_sidecar.streams import Stream
 from tests.conftest import Ask, Connect, OpenStream, StartSidecar, with_settings
 from tests.harness import EVENT_SOURCE, Asked, ManualClock, Response, Upstream, chunk, port_of, request, until

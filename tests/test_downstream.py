@@ -19,6 +19,7 @@ from sse_sidecar import downstream
 from sse_sidecar.app import Sidecar
 from sse_sidecar.downstream import ClientClass, classify
 from sse_sidecar.errors import BadRequest
+from sse_sidecar.listening import Server
 from tests.conftest import Ask, Connect, with_settings
 from tests.harness import Response, Upstream, chunk, until
 
@@ -599,13 +600,13 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
 
 @pytest.mark.parametrize("what", RELIED_ON)
 def test_aiohttp_still_has_what_downstream_relies_on(what: str) -> None:
-    assert RELIED_ON[what](), f"aiohttp {aiohttp.__version__}: no longer so: {what}; see sse_sidecar/downstream.py"
+    assert RELIED_ON[what](), f"aiohttp {aiohttp.__version__}: no longer so: {what}; see downstream.py and listening.py"
 
 
 async def test_aiohttp_still_knows_each_option_that_downstream_gives_it() -> None:
     async def handle(_: downstream.Client) -> None: ...
 
-    unknown = set(downstream.Server(handle)._options) - set(parameters(web.RequestHandler.__init__))
+    unknown = set(Server(handle)._options) - set(parameters(web.RequestHandler.__init__))
 
     assert set() == unknown, f"aiohttp {aiohttp.__version__} does not take these, or calls them otherwise"
 

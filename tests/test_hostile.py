@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 from sse_sidecar.app import Sidecar
-from sse_sidecar.downstream import IDLE_TIMEOUT, MAX_HEAD, _Connection
+from sse_sidecar.listening import IDLE_TIMEOUT, MAX_HEAD, _Connection
 from sse_sidecar.patience import Patience
 from tests.conftest import Connect, OpenStream, with_settings
 from tests.harness import TIMEOUT, Asked, ManualClock, Response, Upstream, chunk, port_of, until

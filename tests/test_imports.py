@@ -16,7 +16,7 @@ LADDER = [
     "errors event_id headers clock assets departures logs",
     "wire history config metrics decoding patience",
     "live turns exchange tls downstream repeats unread demo_relay health",
-    "streams origin passthrough tunnel access",
+    "streams origin passthrough tunnel access listening",
     "asking",
     "delivery upstream asked overview",
     "opening control admin authorizing",
