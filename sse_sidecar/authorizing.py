@@ -6,6 +6,7 @@ What the sidecar answers by itself, the service does not see: a session that was
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from sse_sidecar import event_id, headers
@@ -14,6 +15,7 @@ from sse_sidecar.errors import OriginError, ResponseTimeout
 
 if TYPE_CHECKING:
     from sse_sidecar.asked import Asked
+    from sse_sidecar.asking import Ask
     from sse_sidecar.clock import Clock
 
 MAX_KNOWN = 10_000
@@ -34,6 +36,9 @@ _NOT_ASKED = frozenset(
         b"last-event-id",
         b"range",
         b"transfer-encoding",
+        # These say what is asked about: a client's own would be read before ours.
+        b"x-original-method",
+        b"x-original-uri",
     }
 )
 
@@ -45,43 +50,31 @@ class Authorizer:
         self._clock = clock
         self._secret = secret
         self._known: OrderedDict[bytes, float] = OrderedDict()
-        """Those who may, until when."""
+        """Questions, to the last header, that were answered with a yes; until when it holds for the same one."""
 
     async def allows(self, asked: Asked) -> bool:
         """Whether the service says yes (2xx). Raises an OriginError where it does not say: unreachable, or 5xx."""
         if not asked.settings.authorize:
             return True
-        credentials = self._credentials(asked)
-        if self._known.get(credentials, 0.0) > self._clock.time():
+        question = _question(asked)
+        key = event_id.fingerprint(self._secret, [question.target, *chain.from_iterable(question.fields)])
+        if self._known.get(key, 0.0) > self._clock.time():
             return True
-        allowed = await self._ask(asked)
+        allowed = await self._ask(question, within=asked.settings.connect_timeout)
         if allowed and asked.settings.authorize_ttl:
-            self._remember(credentials, asked.settings.authorize_ttl)
+            self._remember(key, asked.settings.authorize_ttl)
         return allowed
 
-    def _credentials(self, asked: Asked) -> bytes:
-        """All that the service could judge by: what is asked, by whom, with which cookies."""
-        fields = asked.client.headers
-        cookies = [value for name in (b"cookie", b"authorization") for value in headers.get_all(fields, name)]
-        return event_id.fingerprint(self._secret, [b"authorize", asked.key, asked.principal, *cookies])
-
-    def _remember(self, credentials: bytes, seconds: float) -> None:
-        self._known[credentials] = self._clock.time() + seconds
-        self._known.move_to_end(credentials)
+    def _remember(self, key: bytes, seconds: float) -> None:
+        self._known[key] = self._clock.time() + seconds
+        self._known.move_to_end(key)
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
-    async def _ask(self, asked: Asked) -> bool:
-        client, within = asked.client, asked.settings.connect_timeout
-        fields = [
-            *headers.without(asked.ask.fields, _NOT_ASKED),
-            (b"X-Original-Method", client.method.encode()),
-            (b"X-Original-URI", client.target),
-        ]
-        ask = asked.ask._replace(method="GET", target=asked.settings.authorize.encode(), fields=fields)
+    async def _ask(self, question: Ask, *, within: float) -> bool:
         try:
             async with deadline(self._clock, within):
-                exchange = await ask.send()
+                exchange = await question.send()
                 try:
                     status = (await exchange.answer()).status
                 finally:
@@ -91,3 +84,13 @@ class Authorizer:
         if status >= 500:
             raise OriginError(f"authorize answered {status}")
         return 200 <= status < 300
+
+
+def _question(asked: Asked) -> Ask:
+    client = asked.client
+    fields = [
+        *headers.without(asked.ask.fields, _NOT_ASKED),
+        (b"X-Original-Method", client.method.encode()),
+        (b"X-Original-URI", client.target),
+    ]
+    return asked.ask._replace(method="GET", target=asked.settings.authorize.encode(), fields=fields)

@@ -127,7 +127,10 @@ class Opener:
         return stream
 
     def _unread_of(self, asked: Asked) -> Unread:
-        return self._unread.setdefault(asked.route.name, Unread(self._clock, asked.settings.max_unread))
+        limit = asked.settings.max_unread
+        unread = self._unread.setdefault(asked.route.name, Unread(self._clock, limit))
+        unread.limit = limit  # which may have been read again
+        return unread
 
     # Together
 

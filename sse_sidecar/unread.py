@@ -23,7 +23,7 @@ class Unread:
 
     def __init__(self, clock: Clock, limit: int) -> None:
         self._clock = clock
-        self._limit = limit
+        self.limit = limit
         # Two lines: what may be asked for again is given up before work that would be lost.
         self._lingering: OrderedDict[Owner, Timer] = OrderedDict()
         self._finishing: OrderedDict[Owner, Timer] = OrderedDict()
@@ -35,7 +35,7 @@ class Unread:
         """Keeps an upstream for `seconds`, then gives it up; over the limit, the oldest is given up now."""
         line = self._lingering if repeatable else self._finishing
         line[owner] = self._clock.call_later(seconds, owner.give_up)
-        if len(self) > self._limit:
+        if len(self) > self.limit:
             oldest = next(iter(self._lingering or self._finishing))
             oldest.give_up()
 

@@ -20,6 +20,7 @@ from tests.conftest import Ask, Connect, OpenStream, StartSidecar, with_settings
 from tests.harness import (
     EVENT_SOURCE,
     TIMEOUT,
+    Asked,
     ManualClock,
     Response,
     Upstream,
@@ -59,6 +60,15 @@ def read(sidecar: Sidecar) -> Read:
 async def lines_of(sidecar: Sidecar, name: str) -> dict[str, float]:
     """Those that are not 0."""
     return {key: value for key, value in (await scrape(sidecar)).items() if key.startswith(name) and value}
+
+
+async def asked_again(upstream: Upstream, clock: ManualClock) -> Asked:
+    """The second request to the upstream, as soon as the sidecar has waited for long enough."""
+    async with asyncio.timeout(TIMEOUT):
+        while len(upstream.requests) < 2:
+            clock.advance(0.1)
+            await asyncio.sleep(0.001)
+    return await upstream.asked()
 
 
 async def come_back(ask: Ask, sidecar: Sidecar, response: Response, after: int, *, path: str = "/") -> Response:
@@ -272,11 +282,7 @@ async def test_events_that_come_again_after_a_reconnect_are_duplicates(
     await asked.stream(b"id: a\ndata: 1\n\nid: b\ndata: 2\n\n")
     await response.read_until(b"data: 2")
     asked.close()
-    async with asyncio.timeout(TIMEOUT):
-        while len(upstream.requests) < 2:
-            clock.advance(0.1)
-            await asyncio.sleep(0.001)
-    again = await upstream.asked()
+    again = await asked_again(upstream, clock)
     await again.begin()
     await again.stream(b"id: b\ndata: 2\n\nid: c\ndata: 3\n\n")
     await response.read_until(b"data: 3")
@@ -432,11 +438,7 @@ async def test_a_signal_within_the_log_is_counted_for_each_client_that_is_sent_i
     for response in (first, second):
         await response.read_until(b"data: 1")
     asked.reset()
-    async with asyncio.timeout(TIMEOUT):
-        while len(upstream.requests) < 2:
-            clock.advance(0.1)
-            await asyncio.sleep(0.001)
-    again = await upstream.asked()
+    again = await asked_again(upstream, clock)
     await again.begin()
     await again.stream(b"data: 2\n\n")
     for response in (first, second):

@@ -12,7 +12,7 @@ from sse_sidecar.app import Sidecar
 from sse_sidecar.config import Settings, load
 from sse_sidecar.errors import ConfigError
 from tests.conftest import Ask, OpenStream, StartSidecar
-from tests.harness import ManualClock, Response, Upstream, port_of, request, scrape
+from tests.harness import ManualClock, Response, Upstream, port_of, request, scrape, unread
 
 
 @pytest.fixture
@@ -105,6 +105,19 @@ async def test_what_only_a_restart_can_change_is_refused_and_nothing_changes(
         sidecar.reload(settings)
     assert before is sidecar.settings
     await answered(sidecar, upstream)
+
+
+async def test_upstreams_without_a_reader_are_bounded_as_it_then_says(
+    sidecar: Sidecar, upstream: Upstream, open_stream: OpenStream
+) -> None:
+    _, first = await open_stream("/1")
+    sidecar.reload(changed(sidecar, upstream, max_unread=1))
+    _, second = await open_stream("/2")
+    for response in (first, second):
+        response.close()
+    await unread(sidecar)
+
+    assert ["dormant", "live"] == sorted(stream.state.value for stream in sidecar.streams)
 
 
 async def test_idle_connections_to_the_service_are_let_go_of(start: StartSidecar, other: Upstream) -> None:
