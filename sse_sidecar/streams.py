@@ -290,7 +290,8 @@ class Stream(_Hot):
 
     def told_of_holes(self, before: int, last: int, readers: int = 1) -> None:
         """The frames after `before` up to `last`, with the signals in them, have been sent."""
-        told = sum(before < seq <= last for seq in self.holes or ())
+        holes = self.holes or ()
+        told = sum(seq in holes for seq in range(before + 1, last + 1))
         if told:
             self.counts.failed("gap", self.short, times=told * readers)
 
@@ -326,7 +327,8 @@ class Stream(_Hot):
 
     def expect_hole(self) -> None:
         """Events may be missing before the next one."""
-        self.holes = {*(self.holes or ()), self.log.last + 1}
+        held = {seq for seq in self.holes or () if seq >= self.log.first}
+        self.holes = held | {self.log.last + 1}
 
     def account(self, pending: int) -> None:
         """Tells the table what the stream holds in memory."""
