@@ -12,7 +12,8 @@ RECONNECT = 30_000 / SCALE
 
 STALLS = {"waitingAfter": WAITING, "reconnectAfter": RECONNECT, "checkEvery": 5_000 / SCALE}
 
-FIRST_DELAY = 1_000 / SCALE
-JITTER = 100 / SCALE
+# Whole milliseconds, as the client waits: a third of one would be rounded off below what it is held to.
+FIRST_DELAY = round(1_000 / SCALE)
+JITTER = round(100 / SCALE)
 BACK_OFF = {"minDelay": FIRST_DELAY, "maxDelay": 5_000 / SCALE, "jitter": JITTER}
 """They count where the service's own `retry` is lower: it is a floor for them."""
